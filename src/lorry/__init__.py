@@ -1,0 +1,1 @@
+"""Lorry: a containerised LoRA trainer for text-embedding models."""

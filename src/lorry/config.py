@@ -1,0 +1,178 @@
+"""Every hyperparameter, documented once.
+
+A dataclass field is an option of the command line (`--lora_rank 8`, also `--lora-rank 8`), a key of SageMaker's
+`hyperparameters.json` and a line of the report. All three arrive as strings and are read by `from_strings`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from lorry.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """Return a dataclass field that carries its own help text and bounds."""
+    bounds = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above}
+    return field(default=default, metadata={"help": text, **bounds})
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How the tables of a channel are read as judged pairs."""
+
+    query_column: str = option("", "column of the query; empty: recognised by its name")
+    text_columns: str = option("", "columns of the product text, comma-separated, joined; empty: recognised by name")
+    label_column: str = option("", "column of the label; empty: recognised by its name")
+    label_map: str = option("", "grades of your own labels, e.g. good=1,fair=0.5,bad=0")
+    positive_threshold: float | None = option(
+        None, "lowest grade that counts as relevant; empty: E and S, 1 of 0/1, the upper third of any other scale"
+    )
+    locale: str = option("", "ESCI: keep this product_locale only, e.g. us")
+    small_version: bool = option(False, "ESCI: keep the reduced (small_version) task only")
+
+
+@dataclass(frozen=True)
+class TrainConfig(PairOptions):
+    """One training run."""
+
+    train: str = option("", "folder of the training pairs")
+    validation: str = option("", "folder of the validation pairs; empty: hold out queries of the training pairs")
+    test: str = option("", "folder of the test pairs; empty: none, or the rows that ESCI marks split=test")
+    model_dir: str = option("model", "folder for the merged model")
+    output_data_dir: str = option("output", "folder for metrics.json, report.html and training.jsonl")
+    checkpoint_dir: str = option("", "folder for checkpoints; a run that finds one there continues it; empty: none")
+    pretrained_model: str = option("TaylorAI/gte-tiny", "base model: Hub id, folder, or bundled (all-MiniLM-L6-v2)")
+    validation_fraction: float = option(
+        0.1, "share of the queries held out when there is no validation folder", above=0, maximum=0.5
+    )
+    epochs: int = option(1, "passes over the training pairs", minimum=1)
+    batch_size: int = option(240, "pairs an update", minimum=1)
+    eval_batch_size: int = option(256, "texts encoded at once in evaluation", minimum=1)
+    micro_batch_tokens: int = option(
+        0, "most tokens in one forward pass (the update stays that of the whole batch); 0: by memory", minimum=0
+    )
+    lr: float = option(1e-3, "peak learning rate of AdamW", above=0)
+    warmup: float = option(0.1, "share of the steps over which the rate rises", minimum=0, maximum=1)
+    weight_decay: float = option(0.01, "weight decay of AdamW", minimum=0)
+    max_grad_norm: float = option(1.0, "gradient norm above which gradients are scaled down", above=0)
+    loss: str = option(
+        "infonce+cosent", "what training minimises", choices=("cosine", "infonce", "cosent", "infonce+cosent")
+    )
+    temperature: float = option(0.05, "softmax temperature of infonce", above=0)
+    cosent_scale: float = option(20.0, "factor on cosine differences in cosent", above=0)
+    cosent_weight: float = option(1.0, "weight of cosent in infonce+cosent", minimum=0)
+    lora_rank: int = option(8, "rank of the LoRA adapters", minimum=1)
+    lora_alpha: float = option(32.0, "LoRA scale; updates are multiplied by lora_alpha / lora_rank", above=0)
+    lora_dropout: float = option(0.0, "dropout before the LoRA adapters", minimum=0, maximum=0.9)
+    lora_targets: str = option(
+        "", "modules that get adapters, comma-separated name endings; empty: query, key and value of every layer"
+    )
+    max_length: int = option(0, "most tokens a text; 0: the base model's own", minimum=0)
+    precision: str = option(
+        "auto",
+        "number format; auto: bf16 where the hardware multiplies it, fp16 on older GPUs, else fp32",
+        choices=("auto", "bf16", "fp16", "fp32"),
+    )
+    seed: int = option(42, "seed of everything random", minimum=0)
+    log_every: int = option(10, "steps between log lines", minimum=1)
+    checkpoint_every: int = option(100, "steps between checkpoints", minimum=1)
+    on_stop: str = option(
+        "export",
+        "on SIGTERM, after the checkpoint: export also leaves the model as trained so far, checkpoint leaves none",
+        choices=("export", "checkpoint"),
+    )
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
+    """Add an option to `parser` for every field of the dataclass `cls`; values stay strings (see `from_strings`)."""
+    for item in dataclasses.fields(cls):
+        flags = dict.fromkeys((f"--{item.name}", f"--{item.name.replace('_', '-')}"))
+        default = str(item.default).lower() if isinstance(item.default, bool) else item.default
+        shown = "none" if default in ("", None) else default
+        choices = item.metadata["choices"] or (("true", "false") if isinstance(item.default, bool) else ())
+        parser.add_argument(
+            *flags,
+            dest=item.name,
+            default=argparse.SUPPRESS,
+            metavar="|".join(choices) or _kind(item).upper(),
+            help=f"{item.metadata['help']} (default: {shown})".replace("%", "%%"),
+        )
+
+
+def from_strings(cls: type[T], values: Mapping[str, str]) -> T:
+    """Build the dataclass `cls` from strings, as they come from a command line or `hyperparameters.json`.
+
+    Raises:
+        UserError: A name is unknown (the nearest known one is given), or a value is not of its kind or out of bounds.
+    """
+    known = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    read: dict[str, Any] = {}
+    for given, value in values.items():
+        name = given.replace("-", "_")
+        if name not in known:
+            guess = nearest(name, known)
+            mend = f"Did you mean {guess}?" if guess else "`lorry train --help` lists what there is."
+            raise UserError(f"unknown hyperparameter {given}", mend)
+        read[name] = _read(known[name], str(value).strip())
+    return cls(**read)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Return the config as plain values, in the order of its fields."""
+    return dataclasses.asdict(config)
+
+
+def _kind(item: dataclasses.Field[Any]) -> str:
+    return str(item.type).removesuffix(" | None")
+
+
+def _read(item: dataclasses.Field[Any], text: str) -> Any:
+    kind = _kind(item)
+    if text == "" and (kind == "str" or "None" in str(item.type)):
+        return item.default if kind == "str" else None
+    try:
+        value: Any = {"int": _int, "float": float, "bool": _bool, "str": str}[kind](text)
+    except (ValueError, OverflowError):
+        wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}[kind]
+        raise UserError(f"{item.name} is {text!r}", f"Give {wanted}.") from None
+    rules = item.metadata
+    if rules["choices"] and value not in rules["choices"]:
+        raise UserError(f"{item.name} is {text!r}", f"Give one of: {', '.join(rules['choices'])}.")
+    if rules["minimum"] is not None and not value >= rules["minimum"]:
+        raise UserError(f"{item.name} is {text}", f"Give {rules['minimum']} or more.")
+    if rules["above"] is not None and not value > rules["above"]:
+        raise UserError(f"{item.name} is {text}", f"Give more than {rules['above']}.")
+    if rules["maximum"] is not None and not value <= rules["maximum"]:
+        raise UserError(f"{item.name} is {text}", f"Give {rules['maximum']} or less.")
+    if kind == "float" and value in (float("inf"), float("-inf")):
+        raise UserError(f"{item.name} is {text}", "Give a finite number.")
+    return value
+
+
+def _int(text: str) -> int:
+    number = float(text)  # SageMaker and shells also write 8.0 and 1e3
+    if number != int(number):
+        raise ValueError(text)
+    return int(number)
+
+
+def _bool(text: str) -> bool:
+    known = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+    if text.lower() not in known:
+        raise ValueError(text)
+    return known[text.lower()]
