@@ -1,0 +1,182 @@
+"""Understand labels: which scale they are on, what gain each is worth, which count as relevant.
+
+The scale is found once, from the training pairs, and read the same way everywhere else.
+
+| labels | gain | relevant, unless `positive_threshold` says otherwise |
+| --- | --- | --- |
+| E, S, C, I or Exact, Substitute, Complement, Irrelevant | 1, .1, .01, 0 | E and S |
+| Exact, Partial, Irrelevant | 1, .5, 0 | Exact |
+| 0/1, -1/1, true/false | 0, 1 | 1 |
+| other numbers, or the numbers of a `label_map` | number - lowest of the scale | the upper third of the scale |
+
+The lowest of a scale is 1 where grades begin at 1 or above, 0 where they begin between 0 and 1, else the smallest one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lorry.errors import UserError
+
+ESCI = {"e": 1.0, "s": 0.1, "c": 0.01, "i": 0.0, "exact": 1.0, "substitute": 0.1, "complement": 0.01, "irrelevant": 0.0}
+WANDS = {"exact": 1.0, "partial": 0.5, "irrelevant": 0.0}
+BOOLEANS = {"true": 1.0, "false": 0.0}
+NUMBER = r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
+MOST_LEVELS = 16  # a scale with more grades than this is shown in BINS steps
+BINS = 9
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale of labels.
+
+    Attributes:
+        name: What people call it, e.g. "ESCI" or "grades 1..3".
+        words: Grade of every label that is a word, by its lower-case form.
+        numbers: Which numbers are labels: none, only those of the levels, or all.
+        levels: [L] grades, falling, that stand for the labels where pairs are shown by label.
+        names: [L] how those are called.
+        lowest: Grade whose gain is 0.
+        threshold: Lowest grade that counts as relevant.
+    """
+
+    name: str
+    words: dict[str, float]
+    numbers: Literal["none", "levels", "all"]
+    levels: tuple[float, ...]
+    names: tuple[str, ...]
+    lowest: float
+    threshold: float
+
+    def grades(self, labels: pa.Array) -> NDArray[np.float64]:
+        """Return the grade of each label [N], NaN where the scale does not know it."""
+        normal = _normal(labels)
+        grades = _lookup(normal, self.words)
+        if self.numbers == "none":
+            return grades
+        numbers = _numbers(normal)
+        if self.numbers == "levels":
+            numbers = np.where(np.isin(numbers, self.levels), numbers, np.nan)
+        return np.where(np.isnan(grades), numbers, grades)
+
+    def gains(self, grades: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Return the gain [N] of each grade [N]: 0 or above."""
+        return np.maximum(grades - self.lowest, 0).astype(np.float32)
+
+    def relevant(self, grades: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return which grades [N] count as relevant."""
+        return grades >= self.threshold
+
+    def nearest_level(self, grades: NDArray[np.float64]) -> NDArray[np.int8]:
+        """Return for each grade [N] the index of the level nearest to it."""
+        rising = np.array(self.levels[::-1])
+        above = np.searchsorted((rising[1:] + rising[:-1]) / 2, grades)
+        return (len(rising) - 1 - above).astype(np.int8)
+
+
+def find_scale(labels: pa.Array, counts: NDArray[np.int64], label_map: str, threshold: float | None) -> Scale:
+    """Find the scale that most rows are on.
+
+    Args:
+        labels: [L] the distinct labels as they were read.
+        counts: [L] how many rows have each.
+        label_map: `name=number,name=number`, or "" for the scales that are known.
+        threshold: Lowest grade that counts as relevant, in the labels' own units; None: as the table above says.
+
+    Raises:
+        UserError: `label_map` is not of its form, or no label is known.
+    """
+    if label_map:
+        return _mapped(parse_label_map(label_map), threshold)
+    normal = _normal(labels)
+    numbers, words = _numbers(normal), {"ESCI": ESCI, "WANDS": WANDS}
+    rows = {name: counts[~np.isnan(_lookup(normal, known))].sum() for name, known in words.items()}
+    rows["numbers"] = counts[~np.isnan(numbers)].sum()
+    name = max(rows, key=lambda name: rows[name])
+    if not rows[name]:
+        shown = ", ".join(repr(label) for label in labels.drop_null()[:5].to_pylist()) or "none"
+        raise UserError(f"unknown labels: {shown}", "Say what they are worth: --label_map good=1,fair=0.5,bad=0")
+    if name == "ESCI":
+        return Scale(name, ESCI, "none", (1, 0.1, 0.01, 0), ("E", "S", "C", "I"), 0, _or(threshold, 0.1))
+    if name == "WANDS":
+        return Scale(name, WANDS, "none", (1, 0.5, 0), ("Exact", "Partial", "Irrelevant"), 0, _or(threshold, 1))
+    return _numeric(np.unique(numbers[~np.isnan(numbers)]), threshold)
+
+
+def parse_label_map(text: str) -> dict[str, float]:
+    """Read `good=1,bad=0` as lower-case names and numbers.
+
+    Raises:
+        UserError: It is not of that form.
+    """
+    known = {}
+    for item in text.split(","):
+        label, _, number = item.rpartition("=")
+        name = _normal(pa.array([label], pa.large_string()))[0].as_py()
+        try:
+            known[name] = float(number)
+        except ValueError:
+            known[name] = math.nan
+        if not name or not math.isfinite(known[name]):
+            raise UserError(f"label_map has {item!r}", "Write name=number,name=number, e.g. good=1,fair=0.5,bad=0")
+    return known
+
+
+def _numeric(grades: NDArray[np.float64], threshold: float | None) -> Scale:
+    """Return the scale of numbers, `grades` rising and distinct."""
+    found = set(grades.tolist())
+    if found <= {0.0, 1.0}:
+        return Scale("0/1", {}, "levels", (1, 0), ("1", "0"), 0, _or(threshold, 1))
+    if found <= {-1.0, 1.0}:
+        return Scale("-1/1", {}, "levels", (1, -1), ("1", "-1"), -1, _or(threshold, 1))
+    low, high = _lowest(grades[0]), float(grades[-1])
+    levels = grades if len(grades) <= MOST_LEVELS else np.linspace(grades[0], high, BINS)
+    falling = tuple(levels[::-1].tolist())
+    names = tuple(f"{level:.3g}" for level in falling)
+    return Scale(f"grades {low:g}..{high:g}", {}, "all", falling, names, low, _or(threshold, _upper_third(low, high)))
+
+
+def _mapped(known: dict[str, float], threshold: float | None) -> Scale:
+    falling = tuple(sorted(set(known.values()), reverse=True))
+    names = tuple("/".join(name for name, grade in known.items() if grade == level) for level in falling)
+    low, high = _lowest(falling[-1]), falling[0]
+    return Scale("mapped labels", known, "none", falling, names, low, _or(threshold, _upper_third(low, high)))
+
+
+def _lowest(smallest: float) -> float:
+    return float(smallest) if smallest < 0 else float(min(1, math.floor(smallest)))
+
+
+def _upper_third(low: float, high: float) -> float:
+    """Return where the upper third begins, cut to two decimals: a mean of three raters, 7/3, is written 2.33."""
+    return math.floor(round((low + (high - low) * 2 / 3) * 100, 6)) / 100
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _normal(labels: pa.Array) -> pa.Array:
+    """Return labels in lower case and whole numbers without their .0, as pandas writes them."""
+    return pc.replace_substring_regex(pc.utf8_lower(pc.utf8_trim_whitespace(labels)), r"^([-+]?[0-9]+)\.0+$", r"\1")
+
+
+def _numbers(labels: pa.Array) -> NDArray[np.float64]:
+    """Return labels [N] as numbers, true and false as 1 and 0, NaN where they are neither."""
+    looks = pc.match_substring_regex(labels, NUMBER)
+    digits = pc.if_else(looks, pc.ascii_ltrim(labels, "+"), pa.scalar(None, pa.large_string()))
+    numbers = digits.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return np.where(np.isnan(numbers), _lookup(labels, BOOLEANS), numbers)
+
+
+def _lookup(labels: pa.Array, known: dict[str, float]) -> NDArray[np.float64]:
+    index = pc.index_in(labels, pa.array(list(known), pa.large_string())).fill_null(-1).to_numpy(zero_copy_only=False)
+    grades: NDArray[np.float64] = np.array([*known.values(), np.nan])[index]
+    return grades
