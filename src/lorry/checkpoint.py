@@ -1,0 +1,166 @@
+"""Checkpoints: written whole or not at all, checked when read, and continued exactly.
+
+A checkpoint is a folder `step-00000120` with the adapters and the optimizer's moments as safetensors, the log so far and
+`state.json`, which names the data, the hyperparameters and the sha256 of the other files. It is written under another
+name and renamed; one whose files do not match its `state.json` (a sync cut short, say) is skipped for the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lorry.config import TrainConfig, as_dict
+from lorry.errors import UserError
+
+log = logging.getLogger("lorry")
+
+KEPT = 2  # checkpoints: the newest, and one in case it is cut short
+# Hyperparameters that may differ between the run that stopped and the one that continues it.
+FREE = {
+    "train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir", "eval_batch_size", "log_every",
+    "checkpoint_every", "on_stop",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run's state after `step` updates."""
+
+    step: int
+    adapters: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    """The optimizer's state, as `name|entry`."""
+    progress: dict[str, Any]
+    """Counters, the gradient scaler's state, and whatever else is plain JSON."""
+    log_lines: list[dict[str, Any]]
+
+
+class Store:
+    """The checkpoint folder of one run."""
+
+    def __init__(self, folder: Path, config: TrainConfig, data: str, model: str) -> None:
+        """Open the folder.
+
+        Args:
+            folder: Where checkpoints lie.
+            config: The run's hyperparameters.
+            data: Fingerprint of the training pairs.
+            model: Fingerprint of the base model.
+        """
+        self.folder = folder
+        settings = {name: value for name, value in as_dict(config).items() if name not in FREE}
+        self.identity = {"training data": data, "base model": model, **settings}
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint and drop the oldest.
+
+        Raises:
+            UserError: The folder cannot be written.
+        """
+        name = f"step-{checkpoint.step:08d}"
+        beside = self.folder / f".{name}.writing"
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            save_file(checkpoint.adapters, beside / "adapters.safetensors")
+            save_file(checkpoint.moments, beside / "optimizer.safetensors")
+            lines = "".join(json.dumps(line) + "\n" for line in checkpoint.log_lines)
+            (beside / "training.jsonl").write_text(lines, "utf-8")
+            state = {
+                "step": checkpoint.step,
+                "identity": self.identity,
+                "progress": checkpoint.progress,
+                "sha256": {path.name: _sha256(path) for path in sorted(beside.iterdir())},
+            }
+            (beside / "state.json").write_text(json.dumps(state, indent=1), "utf-8")
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            beside.rename(self.folder / name)
+            for old in self._names()[:-KEPT]:
+                shutil.rmtree(old)
+        except OSError as error:
+            raise UserError(
+                f"no checkpoint can be written to {self.folder}: {error.strerror or error}",
+                "Check space and permissions of --checkpoint_dir.",
+            ) from None
+
+    def load(self) -> Checkpoint | None:
+        """Return the newest whole checkpoint, or None where there is none.
+
+        Raises:
+            UserError: It belongs to other data, another base model or other hyperparameters.
+        """
+        for folder in reversed(self._names()):
+            state = _read_state(folder)
+            if state is None:
+                log.warning("checkpoint %s is incomplete: taking the one before", folder.name)
+                continue
+            self._check(folder, state["identity"])
+            lines = (folder / "training.jsonl").read_text("utf-8").splitlines()
+            return Checkpoint(
+                state["step"],
+                load_file(folder / "adapters.safetensors"),
+                load_file(folder / "optimizer.safetensors"),
+                state["progress"],
+                [json.loads(line) for line in lines],
+            )
+        return None
+
+    def _names(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+
+    def _check(self, folder: Path, identity: dict[str, Any]) -> None:
+        now = json.loads(json.dumps(self.identity))
+        differ = [name for name in now if now[name] != identity.get(name)]
+        if differ:
+            shown = ", ".join(
+                name if name in {"training data", "base model"} else f"{name} ({identity.get(name)}, now {now[name]})"
+                for name in differ
+            )
+            raise UserError(
+                f"checkpoint {folder} is of another run: {shown} differ",
+                "Train with what it was made with, or give another --checkpoint_dir.",
+            )
+
+
+def optimizer_moments(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """Return the optimizer's state as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{names[index]}|{entry}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, entries in state.items()
+        for entry, value in entries.items()
+    }
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, names: list[str], moments: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_moments` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        name, entry = key.split("|")
+        state.setdefault(names.index(name), {})[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _read_state(folder: Path) -> dict[str, Any] | None:
+    """Return state.json, or None where it or a file that it names is not whole."""
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text("utf-8"))
+        whole = all(_sha256(folder / name) == digest for name, digest in state["sha256"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return state if whole else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

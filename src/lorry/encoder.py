@@ -1,0 +1,216 @@
+"""The encoder: a pre-trained model with LoRA adapters that turns packed texts into embeddings.
+
+Texts arrive as one row of tokens without padding (see `attention.py`), so that every linear layer works on real tokens
+only. Architectures that do not go through transformers' AttentionInterface get length-bucketed padding instead.
+Frozen weights are kept in the compute precision, adapters in fp32.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lorry import attention, lora
+from lorry.attention import Layout, lay_out
+from lorry.base import BaseModel
+from lorry.errors import UserError
+
+log = logging.getLogger("lorry")
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Where positions do not start at zero: RoBERTa's family counts from padding_idx + 1.
+OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"}
+# Architectures whose whole forward is known to depend on nothing but positions and attention; others are padded.
+PACKABLE = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "modernbert", "qwen3", "qwen2", "llama", "mistral"}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Texts side by side in one row of T tokens, in order of length."""
+
+    tokens: Tensor
+    """[T] token ids."""
+    layout: Layout
+    order: Tensor
+    """[n] place in the row of each text that was asked for."""
+
+    @property
+    def texts(self) -> int:
+        """Number of texts."""
+        return len(self.order)
+
+
+def pack(tokens: np.ndarray, lengths: np.ndarray, device: torch.device) -> Packed:
+    """Pack texts for `Encoder.embed`.
+
+    Args:
+        tokens: [T] token ids of all texts, one after the other.
+        lengths: [n] tokens of each text.
+        device: Where to put the result.
+    """
+    by_length = np.argsort(lengths, kind="stable")
+    starts = np.cumsum(lengths) - lengths
+    sorted_lengths = lengths[by_length]
+    base = np.repeat(starts[by_length] - (np.cumsum(sorted_lengths) - sorted_lengths), sorted_lengths)
+    row = tokens[base + np.arange(len(base))]
+    order = np.empty(len(lengths), np.int64)
+    order[by_length] = np.arange(len(lengths))
+    return Packed(
+        torch.from_numpy(row.astype(np.int64)).to(device, non_blocking=True),
+        lay_out(sorted_lengths, device),
+        torch.from_numpy(order).to(device, non_blocking=True),
+    )
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """Return bf16, fp16 or fp32.
+
+    `auto` takes what the hardware multiplies natively. On CUDA the compute capability decides: torch's
+    `is_bf16_supported()` is also true where bf16 is emulated (T4), and slow.
+    """
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    if device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        capability = torch.backends.cpu.get_cpu_capability()
+        flags = _cpu_flags()
+        return "bf16" if "AVX512" in capability and flags & {"avx512_bf16", "amx_bf16"} else "fp32"
+    return "fp32"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:  # noqa: PTH123 (one line of a pseudo file)
+            return next((set(line.split()) for line in info if line.startswith("flags")), set())
+    except OSError:
+        return set()
+
+
+class Encoder(nn.Module):
+    """A base model, its pooling, and (once `add_lora` is called) its adapters."""
+
+    def __init__(self, base: BaseModel, precision: str, device: torch.device) -> None:
+        """Load the base model's weights.
+
+        Args:
+            base: From `lorry.base.find_base`.
+            precision: bf16, fp16 or fp32; see `choose_precision`.
+            device: Where to compute.
+
+        Raises:
+            UserError: The files are there but no model can be read from them.
+        """
+        super().__init__()
+        self.base, self.precision, self.device = base, precision, device
+        self.model: Any = load_model(base, DTYPES[precision])
+        kind = self.model.config.model_type
+        self.packs = kind in PACKABLE
+        self.first_position = self.model.config.pad_token_id + 1 if kind in OFFSET_POSITIONS else 0
+        if self.packs:
+            attention.register()
+            self.model.set_attn_implementation(attention.NAME)
+        else:
+            log.info("%s models cannot be packed: texts of like length are padded together", kind)
+        self.model.to(device).eval()  # eval: the base model's own dropout stays off
+        self.model.requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding."""
+        return int(self.model.config.hidden_size)
+
+    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: str, seed: int) -> None:
+        """Attach adapters; the embeddings stay what they were, since B starts at zero."""
+        torch.manual_seed(seed)
+        self.model = lora.attach(self.model, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+        for weight in self.adapters().values():
+            weight.data = weight.data.float()  # masters: an update can be smaller than a step of bf16
+        if dropout == 0:
+            lora.fuse(self.model)
+        else:
+            for name, module in self.model.named_modules():
+                module.train("lora_dropout" in name)
+
+    def adapters(self) -> dict[str, nn.Parameter]:
+        """Return the trainable weights by name."""
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    def embed(self, packed: Packed) -> Tensor:
+        """Return the embeddings [n, width] of the packed texts, fp32, in the order in which they were asked for."""
+        hidden_TD = self._packed(packed) if self.packs else self._padded(packed)
+        pooled_ND = _pool(hidden_TD, packed.layout, self.base.pooling).float()
+        if self.base.normalize:
+            pooled_ND = functional.normalize(pooled_ND, dim=-1)
+        return pooled_ND.index_select(0, packed.order)
+
+    def _packed(self, packed: Packed) -> Tensor:
+        positions = packed.layout.positions + self.first_position
+        with attention.packed(packed.layout):
+            out = self.model(input_ids=packed.tokens[None], position_ids=positions[None], **self._no_cache())
+        return out.last_hidden_state[0]
+
+    def _padded(self, packed: Packed) -> Tensor:
+        pieces = []
+        for bucket in packed.layout.buckets:
+            row = packed.tokens[bucket.start : bucket.end]
+            shape = (bucket.texts, bucket.length)
+            if bucket.rows is None or bucket.padding is None or bucket.places is None:
+                ids, mask = row.view(shape), torch.ones(shape, dtype=torch.long, device=row.device)
+            else:
+                mask = (~bucket.padding.view(shape)).long()
+                ids = row.index_select(0, bucket.rows).view(shape)
+                ids = ids.masked_fill(mask == 0, self.model.config.pad_token_id or 0)
+            out = self.model(input_ids=ids, attention_mask=mask, **self._no_cache()).last_hidden_state
+            flat = out.reshape(-1, out.shape[-1])
+            pieces.append(flat if bucket.places is None else flat.index_select(0, bucket.places))
+        return torch.cat(pieces)
+
+    def _no_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if getattr(self.model.config, "use_cache", None) is not None else {}
+
+
+def load_model(base: BaseModel, dtype: torch.dtype) -> Any:
+    """Load the transformers model of `base`, every weight from its files.
+
+    Raises:
+        UserError: The files cannot be read, or weights are missing from them.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    try:
+        model, info = AutoModel.from_pretrained(base.folder, output_loading_info=True, **options)
+        if info["missing_keys"] and all("pooler" in key for key in info["missing_keys"]):
+            # Saved without BERT's pooler, which no embedding uses: do not make up one.
+            model, info = AutoModel.from_pretrained(
+                base.folder, output_loading_info=True, add_pooling_layer=False, **options
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model {base.name} cannot be loaded: {first}", "Check its files, or take another.") from None
+    if info["missing_keys"]:
+        raise UserError(
+            f"model {base.name} lacks weights: {', '.join(sorted(info['missing_keys'])[:3])}", "Take a complete model."
+        )
+    return model
+
+
+def _pool(hidden_TD: Tensor, layout: Layout, pooling: str) -> Tensor:
+    """Return one vector a text, [n, D], in packed order."""
+    if pooling == "cls":
+        return hidden_TD.index_select(0, layout.starts)
+    if pooling == "lasttoken":
+        return hidden_TD.index_select(0, layout.starts + layout.lengths - 1)
+    sums = torch.segment_reduce(hidden_TD.float(), "sum", lengths=layout.lengths, unsafe=True)
+    return sums / layout.lengths[:, None]

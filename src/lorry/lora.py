@@ -1,0 +1,164 @@
+"""LoRA adapters: which modules get them, and one fast product in place of PEFT's four.
+
+PEFT owns the configuration, the weights, their names, saving and merging. What is replaced is the arithmetic of a
+training step: for sibling projections of the same input (query, key, value), `FusedLoRA` forms W + s·BA once and runs one
+dense product; its backward takes the gradients of A and B from skinny products and never forms one of W.
+LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorry.errors import UserError
+
+# What architectures call query, key and value (or their product in one matrix).
+QUERY_KEY_VALUE = (
+    "query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v",
+    "Wqkv", "qkv_proj", "query_key_value", "c_attn",
+)  # fmt: skip
+
+
+def find_targets(model: nn.Module, asked: str) -> list[str]:
+    """Return the full names of the modules that get adapters.
+
+    Args:
+        model: The base model.
+        asked: Comma-separated name endings; empty for query, key and value of every layer.
+
+    Raises:
+        UserError: Nothing matches; the message lists what there is.
+    """
+    endings = [part.strip() for part in asked.split(",") if part.strip()] or list(QUERY_KEY_VALUE)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    unmatched = [end for end in endings if not any(_ends(name, end) for name in linear)] if asked else []
+    found = [name for name in linear if any(_ends(name, end) for end in endings)]
+    if unmatched or not found:
+        kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in linear})
+        what = f"lora_targets {', '.join(unmatched)} matches no linear module" if asked else "no query, key or value found"
+        raise UserError(what, f"Give lora_targets as endings of: {', '.join(kinds)}.")
+    return found
+
+
+def _ends(name: str, ending: str) -> bool:
+    return name == ending or name.endswith("." + ending)
+
+
+def attach(model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: str) -> Any:
+    """Wrap `model` with LoRA adapters (fp32, B zero) and freeze everything else; return the `PeftModel`."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    config = LoraConfig(
+        task_type=TaskType.FEATURE_EXTRACTION,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=find_targets(model, targets),
+    )
+    return get_peft_model(model, config)
+
+
+class FusedLoRA(torch.autograd.Function):
+    """x (W + s·BA)^T + b for several projections of one input, as one product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], *adapters: Tensor) -> Tensor:
+        """Project.
+
+        Args:
+            ctx: The graph node.
+            x: [T, in].
+            weight: [out, in] the frozen projections, stacked.
+            bias: [out] or None.
+            scales: A LoRA scale for each projection.
+            *adapters: A [rank, in] and B [out_i, rank] of each projection in turn, fp32.
+
+        Returns:
+            [T, out].
+        """
+        cast = [adapter.to(weight.dtype) for adapter in adapters]
+        full, row = weight.clone(), 0
+        for a, b, scale in zip(cast[::2], cast[1::2], scales, strict=True):
+            full[row : row + len(b)].addmm_(b, a, alpha=scale)
+            row += len(b)
+        ctx.save_for_backward(x, full, *cast)
+        ctx.scales = scales
+        return torch.nn.functional.linear(x, full, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        """Return gradients of x, A and B; the frozen weight gets none."""
+        x, full, *cast = ctx.saved_tensors
+        grads: list[Tensor] = []
+        lows = torch.nn.functional.linear(x, torch.cat(cast[::2]))  # [T, ranks] x A^T of every projection
+        row = column = 0
+        backs = []
+        for b, scale in zip(cast[1::2], ctx.scales, strict=True):
+            out, rank = b.shape
+            part = grad[:, row : row + out]
+            grads.append((part.t() @ lows[:, column : column + rank]).float().mul_(scale))
+            backs.append((part @ b).mul_(scale))
+            row, column = row + out, column + rank
+        grad_a = (torch.cat(backs, 1).t() @ x).float()  # [ranks, in]
+        pieces = grad_a.split([b.shape[1] for b in cast[1::2]])
+        ordered = [item for pair in zip(pieces, grads, strict=True) for item in pair]
+        return grad @ full if ctx.needs_input_grad[0] else None, None, None, None, *ordered
+
+
+class Siblings:
+    """Projections of one parent that read the same input; the first call computes them all."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
+        bases = [layer.get_base_layer() for layer in layers]
+        self.weight = torch.cat([base.weight.detach() for base in bases])
+        self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases])
+        self.sizes = [len(base.weight) for base in bases]
+        for base, rows in zip(bases, self.weight.split(self.sizes), strict=True):
+            base.weight.data = rows  # the same memory: fusing costs none
+        self.scales = [layer.scaling["default"] for layer in layers]
+        self.input: Tensor | None = None
+        self.outputs: dict[int, Tensor] = {}
+
+    def project(self, index: int, x: Tensor) -> Tensor:
+        """Return projection `index` of x [..., in]."""
+        if self.input is not x or index not in self.outputs:
+            self.input, self.outputs = x, dict(enumerate(self._all(x)))
+        output = self.outputs.pop(index)
+        if not self.outputs:
+            self.input = None  # let go of the graph
+        return output
+
+    def _all(self, x: Tensor) -> tuple[Tensor, ...]:
+        adapters = [w for layer in self.layers for w in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)]
+        flat = FusedLoRA.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias, self.scales, *adapters)
+        return flat.view(*x.shape[:-1], -1).split(self.sizes, -1)
+
+
+def fuse(model: nn.Module) -> None:
+    """Replace the arithmetic of every PEFT linear layer of `model` by the fused product; idempotent in effect."""
+    from peft.tuners.lora import Linear
+
+    families: dict[str, list[Any]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            parent, leaf = name.rpartition(".")[::2]
+            kind = "qkv" if leaf in QUERY_KEY_VALUE else leaf
+            size = module.get_base_layer().in_features
+            has_bias = module.get_base_layer().bias is not None
+            families.setdefault(f"{parent}.{kind}.{size}.{has_bias}", []).append(module)
+    for layers in families.values():
+        siblings = Siblings(layers)
+        for index, layer in enumerate(layers):
+            layer.forward = _bound(siblings, index)
+
+
+def _bound(siblings: Siblings, index: int) -> Any:
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return siblings.project(index, x)
+
+    return forward

@@ -1,0 +1,262 @@
+"""The training loop, top to bottom.
+
+A step: the batch's unique queries and texts are encoded in one forward pass, the loss compares them, AdamW updates the
+adapters. A batch too large for one pass is encoded in parts and still makes the same update (see `update`).
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from lorry.checkpoint import Checkpoint, Store, optimizer_moments, restore_moments
+from lorry.config import TrainConfig
+from lorry.encoder import Encoder
+from lorry.evaluation import Scored, judge
+from lorry.journal import Journal
+from lorry.losses import Judged, batch_loss
+from lorry.pairs import Pairs
+from lorry.plan import Plan
+from lorry.texts import Texts
+
+log = logging.getLogger("lorry")
+
+
+@dataclass
+class Progress:
+    """What training has done so far, over all runs of it."""
+
+    step: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs of a batch and the unique texts they need."""
+
+    rows: np.ndarray
+    """[n] rows in the table of texts: the unique queries, then the unique product texts."""
+    queries: int
+    judged: Judged
+    pairs: int
+
+
+def fit(
+    encoder: Encoder,
+    texts: Texts,
+    pairs: Pairs,
+    config: TrainConfig,
+    *,
+    accelerator: Accelerator,
+    journal: Journal,
+    plan: Plan,
+    validate: Callable[[], Scored],
+    store: Store | None = None,
+    stop: threading.Event | None = None,
+) -> Progress:
+    """Train the encoder's adapters.
+
+    Args:
+        encoder: With adapters; they are changed in place.
+        texts: Tokens of the pairs' queries and texts.
+        pairs: What to learn from.
+        config: The hyperparameters.
+        accelerator: Device and backward pass.
+        journal: Where progress is told.
+        plan: The batches.
+        validate: Scores the validation pairs; called at the end of every epoch.
+        store: Checkpoints; the newest is continued.
+        stop: Finish the step, write a checkpoint and return when this is set.
+
+    Returns:
+        What was done, with `stopped` where it ended early.
+    """
+    weights = encoder.adapters()
+    optimizer = torch.optim.AdamW(list(weights.values()), lr=config.lr, weight_decay=config.weight_decay)
+    # fp16 gradients underflow without a scale; the masters and their gradients are fp32.
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=encoder.precision == "fp16")
+    losses: list[Tensor] = []  # since the last logged line
+    progress = _resume(store, weights, optimizer, scaler, journal, losses)
+    journal.start(progress.step)
+    began = time.perf_counter() - progress.seconds
+
+    while progress.step < plan.steps:
+        batch = make_batch(texts, pairs, plan.batch(progress.step), accelerator.device)
+        rate = learning_rate(progress.step, plan.steps, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        losses.append(update(encoder, texts, batch, config, progress.step, accelerator, scaler))
+        scaler.unscale_(optimizer)
+        accelerator.clip_grad_norm_(weights.values(), config.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+        progress.step += 1
+        progress.pairs += batch.pairs
+        progress.tokens += int(texts.lengths_of(batch.rows).sum())
+        progress.seconds = time.perf_counter() - began
+        epoch = progress.step / plan.steps_per_epoch
+        journal.step(progress.step, batch.pairs)
+        if progress.step % config.log_every == 0 or progress.step == plan.steps:
+            journal.train(progress.step, epoch=epoch, loss=torch.stack(losses).mean().item(), rate=rate)
+            losses.clear()
+        stopping = stop is not None and stop.is_set() and progress.step < plan.steps
+        if progress.step % plan.steps_per_epoch == 0 and not stopping:
+            paused = time.perf_counter()
+            scored = validate()
+            journal.evaluate(
+                progress.step, epoch=epoch, split="validation", loss=scored.loss or 0.0, metrics=scored.metrics
+            )
+            began += time.perf_counter() - paused
+        due = progress.step % config.checkpoint_every == 0 or progress.step == plan.steps
+        if store is not None and (due or stopping):
+            store.save(_checkpoint(progress, weights, optimizer, scaler, journal, losses))
+        if stopping:
+            progress.stopped = True
+            break
+    journal.close()
+    return progress
+
+
+def update(
+    encoder: Encoder,
+    texts: Texts,
+    batch: Batch,
+    config: TrainConfig,
+    step: int,
+    accelerator: Accelerator,
+    scaler: torch.amp.GradScaler,
+) -> Tensor:
+    """Add the gradients of the batch's loss to the adapters and return the loss.
+
+    A batch of more than `micro_batch_tokens` tokens is encoded in parts: first without a graph, to get the loss and its
+    gradient at every embedding; then part by part with one, each pulling its own share back. In-batch losses need this,
+    since they compare texts of different parts. Gao et al. 2021 (GradCache), https://arxiv.org/abs/2101.06983
+    """
+
+    def loss_of(embeddings_ND: Tensor) -> Tensor:
+        query_QD, text_ND = embeddings_ND.split([batch.queries, len(batch.rows) - batch.queries])
+        return batch_loss(config, query_QD, text_ND, batch.judged)
+
+    parts = split_by_tokens(texts.lengths_of(batch.rows), config.micro_batch_tokens)
+    if len(parts) == 1:
+        loss = loss_of(_embed(encoder, texts, batch.rows, config, step, 0))
+        accelerator.backward(scaler.scale(loss))
+        return loss.detach()
+    with torch.no_grad():
+        pieces = [_embed(encoder, texts, batch.rows[part], config, step, at) for at, part in enumerate(parts)]
+    whole = torch.from_numpy(np.concatenate(parts))
+    embeddings_ND = torch.empty_like(torch.cat(pieces))
+    embeddings_ND[whole] = torch.cat(pieces)
+    embeddings_ND.requires_grad_()
+    loss = loss_of(embeddings_ND)
+    accelerator.backward(scaler.scale(loss))
+    assert embeddings_ND.grad is not None
+    for at, part in enumerate(parts):
+        piece = _embed(encoder, texts, batch.rows[part], config, step, at)
+        piece.backward(embeddings_ND.grad[torch.from_numpy(part)])
+    return loss.detach()
+
+
+def split_by_tokens(lengths: np.ndarray, most: int) -> list[np.ndarray]:
+    """Return parts of the texts, each of like lengths and of `most` tokens at most (0: one part).
+
+    A text longer than `most` is a part of its own.
+    """
+    if not most or lengths.sum() <= most:
+        return [np.arange(len(lengths))]
+    by_length = np.argsort(lengths, kind="stable")
+    parts: list[np.ndarray] = []
+    first, total = 0, 0
+    for place, length in enumerate(lengths[by_length]):
+        if total and total + length > most:
+            parts.append(by_length[first:place])
+            first, total = place, 0
+        total += int(length)
+    return [*parts, by_length[first:]]
+
+
+def make_batch(texts: Texts, pairs: Pairs, chosen: np.ndarray, device: torch.device) -> Batch:
+    """Gather what a step needs of the chosen pairs: each unique text once."""
+    queries, query = np.unique(pairs.query[chosen], return_inverse=True)
+    products, text = np.unique(pairs.text[chosen], return_inverse=True)
+    rows = np.concatenate([queries, products.astype(np.int64) + texts.queries])
+    return Batch(rows, len(queries), judge(pairs, chosen, query, text, device), len(chosen))
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Return the rate of update `step`: a linear rise over the warm-up, then a linear fall towards 0."""
+    rise = int(steps * config.warmup)
+    share = (step + 1) / (rise + 1) if step < rise else (steps - step) / max(steps - rise, 1)
+    return config.lr * share
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory used so far, in bytes: the device's on CUDA, the process's elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def _embed(encoder: Encoder, texts: Texts, rows: np.ndarray, config: TrainConfig, step: int, part: int) -> Tensor:
+    if config.lora_dropout > 0:
+        # The same dropout in both passes over a part, and in a run that was stopped and continued.
+        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, part)).generate_state(1)[0]))
+    return encoder.embed(texts.pack(rows, encoder.device))
+
+
+def _resume(
+    store: Store | None,
+    weights: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    journal: Journal,
+    losses: list[Tensor],
+) -> Progress:
+    checkpoint = store.load() if store is not None else None
+    if checkpoint is None:
+        return Progress()
+    for name, weight in weights.items():
+        weight.data.copy_(checkpoint.adapters[name])
+    restore_moments(optimizer, list(weights), checkpoint.moments)
+    if checkpoint.progress["scaler"]:
+        scaler.load_state_dict(checkpoint.progress["scaler"])
+    journal.lines = checkpoint.log_lines
+    losses.extend(torch.tensor(loss) for loss in checkpoint.progress["losses"])
+    log.info("continuing after step %d", checkpoint.step)
+    counters: dict[str, Any] = checkpoint.progress["counters"]
+    return Progress(**counters)
+
+
+def _checkpoint(
+    progress: Progress,
+    weights: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    journal: Journal,
+    losses: list[Tensor],
+) -> Checkpoint:
+    counters = {name: getattr(progress, name) for name in ("step", "pairs", "tokens", "seconds")}
+    return Checkpoint(
+        progress.step,
+        {name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
+        optimizer_moments(optimizer, list(weights)),
+        {"counters": counters, "scaler": scaler.state_dict(), "losses": [loss.item() for loss in losses]},
+        journal.lines,
+    )
