@@ -20,9 +20,10 @@ from lorry.cleaning import clean
 from lorry.config import PairOptions
 from lorry.errors import UserError
 from lorry.layout import Source, find_layout
-from lorry.tables import read_batches, spool
+from lorry.tables import map_column, read_batches, spool
 
 SPLITS = ("train", "validation", "test")
+BUCKET_BYTES = 128 << 20  # of a column whose distinct strings are found at once
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Column:
         unmatched: [N] rows whose id is not in the table that the string should have come from.
     """
 
-    strings: pa.LargeStringArray
+    strings: pa.ChunkedArray
     codes: NDArray[np.int32]
     unmatched: NDArray[np.bool_]
 
@@ -88,19 +89,17 @@ def read_tables(folder: Path, options: PairOptions) -> Channel:
         judgements, queries, products = (
             _load(table, Path(scratch) / f"{number}.arrow", broken) for number, table in enumerate(layout.tables)
         )
-        wanted = _wanted(folder, judgements.rows, options)
+        wanted = _wanted(folder, judgements, options)
         channel = Channel(
-            query=_resolve("query", judgements.rows, queries.rows, ["query_id"]),
-            text=_resolve("text", judgements.rows, products.rows, ["product_id", "locale"]),
-            label=_encode(judgements.rows["label"]),
-            splits=_splits(judgements.rows, wanted),
+            query=_resolve("query", judgements, queries, ["query_id"]),
+            text=_resolve("text", judgements, products, ["product_id", "locale"]),
+            label=_encode(judgements["label"]),
+            splits=_splits(judgements, wanted),
             sources=[[source.path.name for source in table] for table in layout.tables],
             ends=judgements.ends,
             broken=broken.count,
             broken_examples=broken.examples,
         )
-        del judgements, queries, products
-    pa.default_memory_pool().release_unused()
     return channel
 
 
@@ -119,8 +118,17 @@ class _Broken:
 
 @dataclass(frozen=True)
 class _Table:
-    rows: pa.Table
-    ends: list[int]
+    """An Arrow file with columns under our own names; memory-mapped afresh at each access."""
+
+    path: Path
+    columns: list[str]
+    ends: list[int]  # for each file that it came from, how many rows it and those before it have
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, column: str) -> pa.ChunkedArray:
+        return map_column(self.path, column)
 
 
 def _load(sources: Sequence[Source], path: Path, broken: _Broken) -> _Table:
@@ -138,7 +146,8 @@ def _load(sources: Sequence[Source], path: Path, broken: _Broken) -> _Table:
                 yield pa.table([_cells(batch, name, source) for name in names], schema=schema)
             ends.append(rows)
 
-    return _Table(spool(batches(), schema, path), ends)
+    spool(batches(), schema, path)
+    return _Table(path, names, ends)
 
 
 def _cells(batch: pa.Table, name: str, source: Source) -> pa.ChunkedArray:
@@ -153,36 +162,52 @@ def _cells(batch: pa.Table, name: str, source: Source) -> pa.ChunkedArray:
 
 
 def _encode(column: pa.ChunkedArray) -> Column:
-    chunks = column.dictionary_encode().chunks  # of one dictionary
-    strings = chunks[0].dictionary if chunks else pa.array([], pa.large_string())
-    codes = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in chunks]
-    return Column(strings, np.concatenate([np.zeros(0, np.int32), *codes]), np.zeros(len(column), bool))
+    """Find the distinct strings of a column, a bucket at a time: all at once would need several times their size.
+
+    Which bucket a string is in follows from its length and its last two bytes.
+    """
+    buckets = 1 + column.nbytes // BUCKET_BYTES
+    ends = pc.binary_slice(column.cast(pa.large_binary()), -2, None).dictionary_encode().combine_chunks()
+    codes = np.full(len(column), -1, np.int32)
+    strings: list[pa.Array] = []
+    bucket_of_row = (
+        pc.binary_length(column).fill_null(0).to_numpy() + ends.indices.fill_null(0).to_numpy(zero_copy_only=False)
+    ) % buckets
+    for bucket in range(buckets):
+        mask = bucket_of_row == bucket
+        some = (column.filter(pa.array(mask)) if buckets > 1 else column).combine_chunks().dictionary_encode()
+        before = sum(map(len, strings))
+        codes[mask] = pc.add(some.indices, before).fill_null(-1)
+        strings.append(some.dictionary)
+    del some
+    pa.default_memory_pool().release_unused()
+    return Column(pa.chunked_array(strings, pa.large_string()), codes, np.zeros(len(column), bool))
 
 
-def _resolve(name: str, rows: pa.Table, other: pa.Table, key: Sequence[str]) -> Column:
+def _resolve(name: str, rows: _Table, other: _Table, key: Sequence[str]) -> Column:
     """Return a column of the judgements, or that of the `other` table joined by those columns of `key` both have."""
-    if name in rows.column_names:
+    if name in rows.columns:
         return _encode(rows[name])
-    there = _encode(other[name])
-    shared = [column for column in key if column in rows.column_names and column in other.column_names]
+    shared = [column for column in key if column in rows.columns and column in other.columns]
     index = pc.index_in(_key(rows, shared), value_set=_key(other, shared), skip_nulls=True).fill_null(-1).to_numpy()
+    there = _encode(other[name])
     return Column(there.strings, np.append(there.codes, np.int32(-1))[index], index < 0)
 
 
-def _key(rows: pa.Table, columns: Sequence[str]) -> pa.ChunkedArray:
+def _key(rows: _Table, columns: Sequence[str]) -> pa.ChunkedArray:
     if len(columns) == 1:
         return rows[columns[0]]
     return pc.binary_join_element_wise(*[rows[column] for column in columns], pa.scalar("\x1f", pa.large_string()))
 
 
-def _wanted(folder: Path, rows: pa.Table, options: PairOptions) -> NDArray[np.bool_]:
+def _wanted(folder: Path, rows: _Table, options: PairOptions) -> NDArray[np.bool_]:
     """Return which rows [N] the filters keep."""
     wanted = np.ones(len(rows), bool)
     filters = {"locale": options.locale.lower(), "small_version": "1" if options.small_version else ""}
     for name, value in filters.items():
         if not value:
             continue
-        if name not in rows.column_names:
+        if name not in rows.columns:
             raise UserError(f"{folder} has no column for the filter {name}", f"Leave {name} out.")
         column = _encode(rows[name])
         held = np.array([_plain(item) for item in column.strings.to_pylist()] + [""])
@@ -195,9 +220,9 @@ def _wanted(folder: Path, rows: pa.Table, options: PairOptions) -> NDArray[np.bo
     return wanted
 
 
-def _splits(rows: pa.Table, wanted: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
+def _splits(rows: _Table, wanted: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
     """Return the rows of each split; a column `split` that says other things than we know of is left alone."""
-    if "split" in rows.column_names:
+    if "split" in rows.columns:
         column = _encode(rows["split"])
         names = [_plain(name) for name in column.strings.to_pylist()]
         if set(names) <= set(SPLITS) and (column.codes >= 0).all():

@@ -13,7 +13,8 @@ TAG = r"<!--[\s\S]*?-->|<[A-Za-z/!][^<>]*>"
 ENTITY = r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);"
 CONTROL = r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\x{ad}\x{200b}\x{feff}]"  # with soft hyphen, zero-width space, BOM
 SPACE = r"[\s\x0b\x1c-\x1f\x{85}\p{Z}]"
-NEEDS_CLEANING = rf"^$|{TAG}|{ENTITY}|{CONTROL}|{SPACE}{SPACE}|^{SPACE}|{SPACE}$|[\t-\r\x1c-\x1f\x{{85}}]|[^\P{{Z}} ]"
+SPACES = rf"{SPACE}{{2,}}|[\t-\r\x1c-\x1f\x{{85}}]|[^\P{{Z}} ]"  # what is not one plain space already
+NEEDS_CLEANING = rf"^$|{TAG}|{ENTITY}|{CONTROL}|{SPACES}|^ | $"
 
 
 def clean(texts: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -31,7 +32,7 @@ def _clean(texts: pa.Array) -> pa.Array:
     some = pc.replace_substring_regex(texts.filter(dirty), TAG, " ")
     some = _unescape(some)
     some = pc.replace_substring_regex(some, CONTROL, "")
-    some = pc.utf8_trim(pc.replace_substring_regex(some, SPACE + "+", " "), " ")
+    some = pc.utf8_trim(pc.replace_substring_regex(some, SPACES, " "), " ")
     some = pc.if_else(pc.equal(some, ""), pa.scalar(None, pa.large_string()), some)
     return pc.replace_with_mask(texts, dirty, some)
 

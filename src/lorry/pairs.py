@@ -301,10 +301,12 @@ def _log(folder: Path, name: str, pairs: Pairs) -> None:
     )
 
 
-def _compact(strings: pa.LargeStringArray, codes: NDArray[np.int32]) -> tuple[pa.LargeStringArray, NDArray[np.int32]]:
-    """Drop the strings that no code refers to."""
+def _compact(
+    strings: pa.LargeStringArray | pa.ChunkedArray, codes: NDArray[np.int32]
+) -> tuple[pa.LargeStringArray, NDArray[np.int32]]:
+    """Return in one piece the strings that some code refers to, and the codes that they then have."""
     used = np.zeros(len(strings), bool)
     used[codes] = True
-    if used.all():
-        return strings, codes
-    return strings.filter(pa.array(used)), (np.cumsum(used, dtype=np.int32) - np.int32(1))[codes]
+    if not used.all():
+        strings, codes = strings.filter(pa.array(used)), (np.cumsum(used, dtype=np.int32) - np.int32(1))[codes]
+    return strings.combine_chunks() if isinstance(strings, pa.ChunkedArray) else strings, codes

@@ -1,7 +1,7 @@
 """Read the files of a channel as streams of Arrow batches: parquet, csv, tsv and JSON lines, plain or compressed.
 
 Every column is read as text, so that a product id "0123" stays what it is and "NA" is a word; an empty cell is missing.
-Files are streamed, never loaded whole: `spool` writes what is needed of them into one Arrow file that is memory-mapped.
+Files are streamed, never loaded whole: `spool` writes what is needed of them into one Arrow file, to be mapped into memory.
 """
 
 from __future__ import annotations
@@ -92,12 +92,16 @@ def read_batches(path: Path, columns: Sequence[str], skipped: Skipped) -> Iterat
             yield pa.table([nothing if array is None else array for array in arrays], names=list(columns))
 
 
-def spool(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> pa.Table:
-    """Write `tables` into the Arrow file `path` as they come and return it mapped into memory, not loaded."""
+def spool(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
+    """Write `tables` into the Arrow file `path` as they come."""
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for table in tables:
             writer.write_table(table)
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def map_column(path: Path, column: str) -> pa.ChunkedArray:
+    """Return a column of an Arrow file, mapped into memory, not loaded; its pages are let go with it."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()[column]
 
 
 def _format(path: Path) -> str:
