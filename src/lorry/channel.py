@@ -90,7 +90,7 @@ def read_tables(folder: Path, options: PairOptions) -> Channel:
             _load(table, Path(scratch) / f"{number}.arrow", broken) for number, table in enumerate(layout.tables)
         )
         wanted = _wanted(folder, judgements, options)
-        channel = Channel(
+        return Channel(
             query=_resolve("query", judgements, queries, ["query_id"]),
             text=_resolve("text", judgements, products, ["product_id", "locale"]),
             label=_encode(judgements["label"]),
@@ -100,7 +100,6 @@ def read_tables(folder: Path, options: PairOptions) -> Channel:
             broken=broken.count,
             broken_examples=broken.examples,
         )
-    return channel
 
 
 @dataclass

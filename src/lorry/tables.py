@@ -1,7 +1,7 @@
 """Read the files of a channel as streams of Arrow batches: parquet, csv, tsv and JSON lines, plain or compressed.
 
 Every column is read as text, so that a product id "0123" stays what it is and "NA" is a word; an empty cell is missing.
-Files are streamed, never loaded whole: `spool` writes what is needed of them into one Arrow file, to be mapped into memory.
+Files are streamed, never loaded whole: `spool` writes what is needed into an Arrow file, `map_column` reads it back.
 """
 
 from __future__ import annotations
