@@ -138,7 +138,11 @@ def test_the_image_is_pushed_under_its_revision_and_latest(registry, environment
     assert labels["org.opencontainers.image.revision"] == revision
     assert tag.startswith(labels["org.opencontainers.image.version"] + "-")
     listed = subprocess.run(
-        ["aws", "ecr", "describe-repositories"], check=True, env=environment, capture_output=True, text=True
+        ["aws", "ecr", "describe-repositories", "--region", "eu-west-1"],
+        check=True,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     (repository,) = json.loads(listed.stdout)["repositories"]
     assert repository["repositoryName"] == "lorry"
