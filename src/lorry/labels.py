@@ -6,7 +6,7 @@ The scale is found once, from the training pairs, and read the same way everywhe
 | --- | --- | --- |
 | E, S, C, I or Exact, Substitute, Complement, Irrelevant | 1, .1, .01, 0 | E and S |
 | Exact, Partial, Irrelevant | 1, .5, 0 | Exact |
-| 0/1, -1/1, true/false | 0, 1 | 1 |
+| 1 or true, and 0, false or -1 | 1, 0 | 1 |
 | other numbers, or the numbers of a `label_map` | number - lowest of the scale | the upper third of the scale |
 
 The lowest of a scale is 1 where grades begin at 1 or above, 0 where they begin between 0 and 1, else the smallest one.
@@ -43,7 +43,7 @@ class Scale:
         numbers: Which numbers are labels: none, only those of the levels, or all.
         levels: [L] grades, falling, that stand for the labels where pairs are shown by label.
         names: [L] how those are called.
-        lowest: Grade whose gain is 0.
+        lowest: Highest grade whose gain is 0.
         threshold: Lowest grade that counts as relevant.
     """
 
@@ -135,7 +135,7 @@ def _numeric(grades: NDArray[np.float64], threshold: float | None) -> Scale:
     if found <= {0.0, 1.0}:
         return Scale("0/1", {}, "levels", (1, 0), ("1", "0"), 0, _or(threshold, 1))
     if found <= {-1.0, 1.0}:
-        return Scale("-1/1", {}, "levels", (1, -1), ("1", "-1"), -1, _or(threshold, 1))
+        return Scale("-1/1", {}, "levels", (1, -1), ("1", "-1"), 0, _or(threshold, 1))
     low, high = _lowest(grades[0]), float(grades[-1])
     levels = grades if len(grades) <= MOST_LEVELS else np.linspace(grades[0], high, BINS)
     falling = tuple(levels[::-1].tolist())

@@ -16,6 +16,7 @@ from lorry.errors import UserError, nearest
 from lorry.tables import column_names, list_files
 
 # Names by which a column is recognised, the surest first; case, blanks and what stands before a dot do not matter.
+# The text is the title alone: long descriptions cost many times the training, so they are there for the asking.
 NAMES = {
     "query": ("query", "search_term", "search_query", "query_text"),
     "text": ("product_title", "product_name", "title", "name", "product_text", "text"),

@@ -62,7 +62,7 @@ def column_names(path: Path) -> list[str]:
         if _format(path) == ".parquet":
             return list(_flat(pa.parquet.ParquetFile(stream).schema_arrow.empty_table()).column_names)
         if _format(path) in (".csv", ".tsv"):
-            with _open_csv(path, stream, pa.csv.ConvertOptions(check_utf8=False)) as reader:
+            with _open_csv(path, stream, pa.csv.ConvertOptions(check_utf8=False), lambda row: "skip") as reader:
                 return list(reader.schema.names)
         return next((table.column_names for table in _json_tables(stream)), [])
 
@@ -93,10 +93,17 @@ def read_batches(path: Path, columns: Sequence[str], skipped: Skipped) -> Iterat
 
 
 def spool(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    """Write `tables` into the Arrow file `path` as they come."""
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for table in tables:
-            writer.write_table(table)
+    """Write `tables` into the Arrow file `path` as they come.
+
+    Raises:
+        UserError: It cannot be written, for want of space most likely.
+    """
+    try:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}", "Set TMPDIR to a folder with more room.") from error
 
 
 def map_column(path: Path, column: str) -> pa.ChunkedArray:
@@ -139,7 +146,7 @@ def _reading(path: Path) -> Iterator[None]:
         if isinstance(error, UnicodeDecodeError) or "utf8" in said.lower().replace("-", ""):
             raise UserError(f"{path} is not UTF-8{_first_bad_byte(path)}", "Save it as UTF-8.") from error
         mend = "Is the file whole and of the kind its name says?"
-        if "array in row 0" in said:
+        if "from object to array" in said:
             mend = "Write one JSON object a line (JSON lines), not one list."
         elif "straddling" in said:
             mend = f"A row is longer than {BLOCK_BYTES >> 20} MB, or a quotation mark is never closed."
@@ -171,7 +178,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        column = pc.binary_join(column.cast(pa.large_list(pa.large_string())), " ")
+        column = pc.binary_join(column.cast(pa.list_(pa.large_string())), pa.scalar(" ", pa.large_string()))
     column = column.cast(pa.large_string())
     column.validate(full=True)  # that it is UTF-8: not every reader looks
     return pc.if_else(pc.equal(column, ""), None, column)
@@ -201,10 +208,10 @@ def _csv_tables(path: Path, stream: Any, columns: Sequence[str], skipped: Skippe
             yield pa.table(batch)
 
 
-def _open_csv(path: Path, stream: Any, options: Any, bad_row: Callable[[Any], str] | None = None) -> Any:
+def _open_csv(path: Path, stream: Any, options: Any, bad_row: Callable[[Any], str]) -> Any:
     """Open a csv reader whose separator is whichever of tab, comma, semicolon and bar the header has most of."""
     with _opened(path) as head:
-        header = head.read(1 << 16).split(b"\n", 1)[0].decode("utf-8", "replace")
+        header = head.read(1 << 20).split(b"\n", 1)[0].decode()
     separator = max("\t,;|", key=header.count) if _format(path) == ".tsv" else max(",\t;|", key=header.count)
     return pa.csv.open_csv(
         stream,
