@@ -1,0 +1,91 @@
+"""What the machine offers: the GPU, said in one line (one that is there but of no use is an error), and a network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from lorry.errors import UserError
+
+# The oldest driver that runs a CUDA generation: https://docs.nvidia.com/deploy/cuda-compatibility/
+OLDEST_DRIVER = {"12": "525", "13": "580"}
+
+
+def check_gpu() -> None:
+    """See that the GPU, where there is one, can be used: training on the CPU must not be a surprise.
+
+    `CUDA_VISIBLE_DEVICES=""` (or -1) says that it is not wanted.
+
+    Raises:
+        UserError: The driver shows a GPU on which PyTorch cannot compute.
+    """
+    import torch
+
+    found = gpu_of_driver()
+    if not found or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.ones(1, device="cuda").add(1).item()  # also fails where the GPU is too old for the kernels
+    except Exception as error:  # torch raises RuntimeError, AssertionError and types of its own
+        built_for = torch.version.cuda or "none"
+        oldest = OLDEST_DRIVER.get(built_for.split(".")[0], "a newer one")
+        raise UserError(
+            f"there is a GPU ({', '.join(found)}) that PyTorch {torch.__version__} (CUDA {built_for}) cannot use: "
+            + str(error).split("\n", maxsplit=1)[0][:300],
+            f"CUDA {built_for} needs driver {oldest} or newer: update the host's driver, or build the image with an "
+            "older torch (--build-arg TORCH_VERSION=…). To train on the CPU all the same, set CUDA_VISIBLE_DEVICES=-1.",
+        ) from None
+
+
+def gpu_of_driver() -> tuple[str, ...]:
+    """Return name and driver version of the first GPU that NVIDIA's driver shows, or nothing where there is none."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
+        if lines := done.stdout.strip().splitlines():
+            name, driver = lines[0].split(", ")
+            return name, f"driver {driver}"
+    except (OSError, ValueError, subprocess.SubprocessError):
+        pass  # not installed, or at odds with the kernel's driver: the device files decide
+    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    return (str(devices[0]),) if devices else ()
+
+
+def describe(precision: str) -> str:
+    """Return the line that says what this run computes on.
+
+    Args:
+        precision: The hyperparameter of that name.
+    """
+    import torch
+
+    from lorry.encoder import choose_precision
+
+    threads = f"{torch.get_num_threads()} threads"
+    if not torch.cuda.is_available():
+        chosen = choose_precision(precision, torch.device("cpu"))
+        return f"running on the CPU, no GPU in sight; precision {chosen}, attention packed, {threads}"
+    gpu = torch.cuda.get_device_properties(0)
+    count = torch.cuda.device_count()
+    facts = [
+        f"capability {gpu.major}.{gpu.minor}",
+        f"{gpu.total_memory / 2**30:.0f} GB",
+        *gpu_of_driver()[1:],
+        f"CUDA {torch.version.cuda}",
+        *([f"one of {count} GPUs: the others stay idle"] if count > 1 else []),
+    ]
+    chosen = choose_precision(precision, torch.device("cuda", 0))
+    return f"running on {gpu.name} ({', '.join(facts)}); precision {chosen}, attention packed, {threads}"
+
+
+def has_network() -> bool:
+    """Tell whether any route but that to this machine itself exists (`docker run --network none` has none)."""
+    try:
+        routes = Path("/proc/net/route").read_text("utf-8").splitlines()[1:]
+        ways = {line.split()[0] for line in routes}
+        ways |= {line.split()[-1] for line in Path("/proc/net/ipv6_route").read_text("utf-8").splitlines()}
+    except OSError:
+        return True
+    return bool(ways - {"lo"})
