@@ -57,10 +57,12 @@ class Registry:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
-    made = Registry(tmp_path_factory.mktemp("registry"))
+    folder = tmp_path_factory.mktemp("registry")
+    made = Registry(folder)
     yield made
     made.process.terminate()
     made.process.wait(timeout=10)
+    shutil.rmtree(folder)  # gigabytes
 
 
 @pytest.fixture(scope="module")
