@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,9 +25,10 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
+    switch: bool = False,
 ) -> Any:
-    """Return a dataclass field that carries its own help text and bounds."""
-    bounds = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above}
+    """Return a dataclass field that carries its own help text and bounds; a `switch` may stand without a value."""
+    bounds = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above, "switch": switch}
     return field(default=default, metadata={"help": text, **bounds})
 
 
@@ -98,9 +99,17 @@ class TrainConfig(PairOptions):
     )
 
 
-def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Add an option to `parser` for every field of the dataclass `cls`; values stay strings (see `from_strings`)."""
+def add_options(parser: argparse._ActionsContainer, cls: type, wanted: Collection[str] = ()) -> None:
+    """Add an option to `parser` for every field of the dataclass `cls`; values stay strings (see `from_strings`).
+
+    Args:
+        parser: The command's parser, or a group of it.
+        cls: `TrainConfig`, say.
+        wanted: Only these fields; empty: all.
+    """
     for item in dataclasses.fields(cls):
+        if wanted and item.name not in wanted:
+            continue
         flags = dict.fromkeys((f"--{item.name}", f"--{item.name.replace('_', '-')}"))
         default = str(item.default).lower() if isinstance(item.default, bool) else item.default
         shown = "none" if default in ("", None) else default
@@ -111,6 +120,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
             default=argparse.SUPPRESS,
             metavar="|".join(choices) or _kind(item).upper(),
             help=f"{item.metadata['help']} (default: {shown})".replace("%", "%%"),
+            **({"nargs": "?", "const": "true"} if item.metadata["switch"] else {}),
         )
 
 

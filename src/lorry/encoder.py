@@ -7,6 +7,7 @@ Frozen weights are kept in the compute precision, adapters in fp32.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +143,14 @@ class Encoder(nn.Module):
     def adapters(self) -> dict[str, nn.Parameter]:
         """Return the trainable weights by name."""
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the base model's weight files."""
+        digest = hashlib.sha256()
+        for path in sorted(self.base.folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     def embed(self, packed: Packed) -> Tensor:
         """Return the embeddings [n, width] of the packed texts, fp32, in the order in which they were asked for."""

@@ -194,6 +194,12 @@ def write_model_card(folder: Path, facts: ReportFacts) -> None:
     _write(folder / "README.md", card)
 
 
+def write_unfinished_card(folder: Path, base_model: str, steps: int) -> None:
+    """Write `README.md` for a model whose training was stopped: it has no results to show."""
+    text = _templates().get_template("unfinished_card.md.j2").render(base_model=base_model, steps=steps)
+    _write(folder / "README.md", text)
+
+
 def summary_table(metrics: Mapping[str, Any], split: str) -> str:
     """Return the before/after table of a split as plain text of fixed width."""
     block = metrics["splits"][split]

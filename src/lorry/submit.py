@@ -63,8 +63,8 @@ class JobOptions:
     max_wait_hours: float = option(
         0.0, "spot: hours from start to end, waiting included; 0: twice max_runtime_hours", minimum=0, maximum=1344
     )
-    spot: bool = option(False, "use spot capacity: cheaper, may pause and continue")
-    wait: bool = option(False, "follow the job to its end")
+    spot: bool = option(False, "use spot capacity: cheaper, may pause and continue", switch=True)
+    wait: bool = option(False, "follow the job to its end", switch=True)
     job_name: str = option("", "name of the job; empty: lorry- and the time")
     region: str = option("", "AWS region; empty: from the AWS configuration")
     tags: str = option("", "tags of the job: key=value,key=value")

@@ -1,0 +1,247 @@
+"""A whole run: read, tokenise, evaluate, train, merge, evaluate again, report. One direction, no going back."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from lorry import evaluation, export, metrics, report
+from lorry.base import BaseModel, find_base
+from lorry.checkpoint import Store
+from lorry.config import TrainConfig, as_dict
+from lorry.encoder import Encoder, choose_precision
+from lorry.evaluation import Scored
+from lorry.export import Proof
+from lorry.journal import Journal
+from lorry.pairs import Pairs, read_splits
+from lorry.plan import Plan
+from lorry.stopping import StoppedError
+from lorry.texts import Texts, tokenize
+from lorry.training import Progress, fit, peak_memory
+
+log = logging.getLogger("lorry")
+
+PROBES = 64  # texts that the merge is proved on
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run stands on."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    splits: dict[str, Pairs]
+    texts: dict[str, Texts]
+    base: BaseModel
+    encoder: Encoder
+    stop: threading.Event | None
+
+
+def run(config: TrainConfig, stop: threading.Event | None = None, command: str = "") -> None:
+    """Train on `config.train` and leave a proved model in `config.model_dir`, a report in `config.output_data_dir`.
+
+    Args:
+        config: The hyperparameters.
+        stop: When set, the step under way finishes, a checkpoint is written and the run ends early.
+        command: The command line, for the report.
+
+    Raises:
+        UserError: Something that the user can mend.
+    """
+    model_dir, output = Path(config.model_dir), Path(config.output_data_dir)
+    export.check_writable(model_dir)
+    export.check_output(output)
+    try:
+        setting = prepare(config, stop)
+        before = {name: _score(setting, setting.encoder, name, with_loss=True) for name in _judged(setting)}
+        progress, journal = _train(setting, before)
+    except StoppedError:
+        log.info("stopped at step 0, before training began: there is nothing to keep")
+        return
+    if progress.stopped:
+        _leave_unfinished(setting, progress, journal)
+        return
+    with export.staging(model_dir) as folder:
+        proof = export.write_model(folder, setting.encoder, _probe(setting))
+        log.info("merged: cosine to base + adapter %.6f, to the base %.4f", proof.merged_to_adapter, proof.merged_to_base)
+        merged = Encoder(find_base(str(folder), config.max_length), setting.encoder.precision, setting.encoder.device)
+        after = {name: _score(setting, merged, name) for name in before}
+        facts = _facts(setting, progress, journal, before, after, command)
+        export.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
+        report.write_model_card(folder, facts)
+        export.write_json(output / "metrics.json", facts.metrics)
+        journal.write(output / "training.jsonl")
+        page = report.write_report(output, facts)
+    _say_result(facts)
+    log.info("model: %s", model_dir)
+    log.info("report: %s", page)
+
+
+def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
+    """Read the pairs, load the base model, attach the adapters and tokenise every text once."""
+    set_seed(config.seed)
+    accelerator = Accelerator(mixed_precision="no")  # precision is the encoder's own affair
+    device = accelerator.device if accelerator.device.type == "cuda" else torch.device("cpu")
+    base = find_base(config.pretrained_model, config.max_length)
+    splits = read_splits(config)
+    encoder = Encoder(base, choose_precision(config.precision, device), device)
+    encoder.add_lora(
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        targets=config.lora_targets,
+        seed=config.seed,
+    )
+    texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
+    log.info(
+        "training %s weights of %s on %s in %s, %d pairs a step",
+        *(f"{sum(weight.numel() for weight in encoder.adapters().values()):,}", base.name, device, encoder.precision),
+        config.batch_size,
+    )
+    return Setting(config, accelerator, splits, texts, base, encoder, stop)
+
+
+def _judged(setting: Setting) -> list[str]:
+    return [name for name in setting.splits if name != "train"]
+
+
+def _score(setting: Setting, encoder: Encoder, split: str, *, with_loss: bool = False) -> Scored:
+    texts, pairs = setting.texts[split], setting.splits[split]
+    return evaluation.score(encoder, texts, pairs, setting.config, setting.stop, with_loss=with_loss)
+
+
+def _train(setting: Setting, before: dict[str, Scored]) -> tuple[Progress, Journal]:
+    config, pairs = setting.config, setting.splits["train"]
+    plan = Plan(pairs.query, config.batch_size, config.epochs, config.seed)
+    journal = Journal(plan.steps)
+    first = before["validation"]
+    journal.evaluate(0, epoch=0, split="validation", loss=first.loss or 0.0, metrics=first.metrics)
+    store = None
+    if config.checkpoint_dir:
+        store = Store(Path(config.checkpoint_dir), config, pairs.fingerprint(), setting.encoder.fingerprint())
+    progress = fit(
+        setting.encoder,
+        setting.texts["train"],
+        pairs,
+        config,
+        accelerator=setting.accelerator,
+        journal=journal,
+        plan=plan,
+        validate=lambda: _score(setting, setting.encoder, "validation", with_loss=True),
+        store=store,
+        stop=setting.stop,
+    )
+    return progress, journal
+
+
+def _leave_unfinished(setting: Setting, progress: Progress, journal: Journal) -> None:
+    """After a stop: say where, and leave the model as trained so far if that is wanted."""
+    config = setting.config
+    journal.write(Path(config.output_data_dir) / "training.jsonl")
+    if config.on_stop == "export":
+        with export.staging(Path(config.model_dir)) as folder:
+            proof = export.write_model(folder, setting.encoder, _probe(setting))
+            export.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
+            report.write_unfinished_card(folder, setting.base.name, progress.step)
+        log.info("the model as trained so far: %s", config.model_dir)
+    how = "resume with the same checkpoint folder" if config.checkpoint_dir else "give --checkpoint_dir to resume next time"
+    log.info("stopped at step %d, %s", progress.step, how)
+
+
+def _probe(setting: Setting) -> Any:
+    texts = setting.texts["validation"]
+    rows = np.linspace(0, len(texts) - 1, min(PROBES, len(texts))).astype(np.int64)
+    return texts.pack(rows, setting.encoder.device)
+
+
+def _provenance(setting: Setting, progress: Progress, proof: Proof) -> dict[str, Any]:
+    fingerprints = {name: pairs.fingerprint() for name, pairs in setting.splits.items()}
+    return export.provenance(
+        setting.config,
+        fingerprints,
+        base_model={"name": setting.base.name, "fingerprint": setting.encoder.fingerprint()},
+        precision=setting.encoder.precision,
+        proof=asdict(proof),
+        steps=progress.step,
+        finished=not progress.stopped,
+        stopped_at=progress.step if progress.stopped else None,
+    )
+
+
+def _facts(
+    setting: Setting,
+    progress: Progress,
+    journal: Journal,
+    before: dict[str, Scored],
+    after: dict[str, Scored],
+    command: str,
+) -> report.ReportFacts:
+    splits, seed = setting.splits, setting.config.seed
+    scored = {name: (splits[name], before[name].scores, after[name].scores) for name in before}
+    judged = "test" if "test" in scored else "validation"
+    return report.ReportFacts(
+        metrics={
+            "splits": {name: _block(splits[name], before[name], after[name], seed) for name in before},
+            "training": _training_facts(setting, progress),
+        },
+        config=as_dict(setting.config),
+        command=command,
+        environment=environment(setting.encoder),
+        log=journal.lines,
+        intervals={
+            name: metrics.compare(pairs.query, pairs.gain, pairs.relevant, base, tuned, seed=seed)
+            for name, (pairs, base, tuned) in scored.items()
+        },
+        undefined={name: metrics.undefined(p.query, p.gain, p.relevant) for name, (p, _, _) in scored.items()},
+        scores={
+            name: report.ScoresByLabel(pairs.label_names, pairs.label, base, tuned)
+            for name, (pairs, base, tuned) in scored.items()
+        },
+        health={name: pairs.health for name, pairs in splits.items()},
+        changes=report.query_changes(*scored[judged]),
+        pooling=setting.base.pooling,
+    )
+
+
+def _block(pairs: Pairs, before: Scored, after: Scored, seed: int) -> dict[str, Any]:
+    counts = {"pairs": len(pairs), "queries": len(pairs.queries)}
+    return {**counts, **evaluation.baselines(pairs, seed), "base": before.metrics, "tuned": after.metrics}
+
+
+def _training_facts(setting: Setting, progress: Progress) -> dict[str, Any]:
+    seconds = max(progress.seconds, 1e-9)
+    return {
+        "pairs": progress.pairs,
+        "tokens": progress.tokens,
+        "seconds": round(seconds, 3),
+        "pairs_per_second": round(progress.pairs / seconds, 2),
+        "tokens_per_second": round(progress.tokens / seconds, 1),
+        "peak_memory_bytes": peak_memory(setting.encoder.device),
+        "steps": progress.step,
+    }
+
+
+def environment(encoder: Encoder) -> dict[str, str]:
+    """Return where and with what the run was made, in words."""
+    device = encoder.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    versions = {package: export.package_version(package) for package in export.PACKAGES}
+    return {"device": name, "precision": encoder.precision, "python": platform.python_version(), **versions}
+
+
+def _say_result(facts: report.ReportFacts) -> None:
+    for split, block in facts.metrics["splits"].items():
+        for scorer in ("base", "tuned"):
+            log.info(" ".join(f"{split}:{scorer}:{name}={value:.4f};" for name, value in block[scorer].items()))
+    for split in facts.metrics["splits"]:
+        log.info("\n%s\n", report.summary_table(facts.metrics, split))
+    log.info(report.judge(facts).headline)
