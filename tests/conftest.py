@@ -17,23 +17,7 @@ LONGEST = 64
 NOUNS = ["lamp", "sofa", "table", "kettle", "rug", "chair", "mirror", "shelf", "desk", "stool"]
 COLOURS = ["red", "blue", "green", "black", "white", "oak", "brass", "grey"]
 BRANDS = ["norvale", "umberline", "stavik", "haldane", "brindle", "quill"]
-NOISE = [
-    "new",
-    "large",
-    "small",
-    "modern",
-    "classic",
-    "home",
-    "set",
-    "2",
-    "pack",
-    "with",
-    "for",
-    "of",
-    "and",
-    "indoor",
-    "garden",
-]
+NOISE = ["new", "large", "small", "modern", "classic", "home", "set", "2", "pack", "with", "for", "of", "and", "indoor"]
 WORDS = [*NOUNS, *COLOURS, *BRANDS, *NOISE, "query", "passage", "search", "document", ":"]
 
 
@@ -171,29 +155,36 @@ def _tokenizer(kind):
         "mpnet": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
         "qwen3": ("<|endoftext|>",),
     }[kind]
-    given = {"special_tokens": list(specials), "show_progress": False}
+    letters = sorted(set("".join(WORDS)) | set("abcdefghijklmnopqrstuvwxyz0123456789"))
     if kind in ("bert", "distilbert", "mpnet"):
-        unknown = "<unk>" if kind == "mpnet" else "[UNK]"
-        backend = Tokenizer(models.WordPiece(unk_token=unknown))
+        words = [word for word in WORDS if len(word) > 1]
+        entries = [*specials, *letters, *(f"##{letter}" for letter in letters), *words]
+        unknown = next(name for name in specials if "unk" in name.lower())
+        backend = Tokenizer(models.WordPiece({entry: index for index, entry in enumerate(entries)}, unk_token=unknown))
         backend.normalizer = normalizers.BertNormalizer(lowercase=True)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=200, **given)
     elif kind == "xlm-roberta":
-        backend = Tokenizer(models.Unigram())
+        scored = [*((f"\u2581{word}", -3.0) for word in WORDS), *((letter, -8.0) for letter in ["\u2581", *letters])]
+        scored = [*((name, 0.0) for name in specials), *scored]
+        backend = Tokenizer(models.Unigram(scored, unk_id=specials.index("<unk>")))
         backend.pre_tokenizer = pre_tokenizers.Metaspace()
         backend.decoder = decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=200, unk_token="<unk>", **given)
     else:
         backend = Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, **given)
-    backend.train_from_iterator([*WORDS, " ".join(WORDS), " ".join(reversed(WORDS))] * 4, trainer)
-    start, end = (
-        ("", "<|endoftext|>") if kind == "qwen3" else ("<s>", "</s>") if "<s>" in specials else ("[CLS]", "[SEP]")
-    )
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, initial_alphabet=alphabet, special_tokens=list(specials), show_progress=False
+        )
+        backend.train_from_iterator([" ".join(WORDS), " ".join(reversed(WORDS))] * 4, trainer)
+    backend.add_special_tokens(list(specials))
+    start, end = "[CLS]", "[SEP]"
+    if kind == "qwen3":
+        start, end = "", specials[0]
+    elif "<s>" in specials:
+        start, end = "<s>", "</s>"
     backend.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}".strip(),
         pair=f"{start} $A {end} $B {end}".strip(),
