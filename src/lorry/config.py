@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -89,7 +90,7 @@ class TrainConfig(PairOptions):
         "number format; auto: bf16 where the hardware multiplies it, fp16 on older GPUs, else fp32",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
-    seed: int = option(42, "seed of everything random", minimum=0)
+    seed: int = option(42, "seed of everything random", minimum=0, maximum=2**32 - 1)
     log_every: int = option(10, "steps between log lines", minimum=1)
     checkpoint_every: int = option(100, "steps between checkpoints", minimum=1)
     on_stop: str = option(
@@ -169,7 +170,7 @@ def _read(item: dataclasses.Field[Any], text: str) -> Any:
         raise UserError(f"{item.name} is {text}", f"Give more than {rules['above']}.")
     if rules["maximum"] is not None and not value <= rules["maximum"]:
         raise UserError(f"{item.name} is {text}", f"Give {rules['maximum']} or less.")
-    if kind == "float" and value in (float("inf"), float("-inf")):
+    if kind == "float" and not math.isfinite(value):
         raise UserError(f"{item.name} is {text}", "Give a finite number.")
     return value
 

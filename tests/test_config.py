@@ -1,0 +1,143 @@
+"""Strings become hyperparameters: every kind of value, its bounds, and names that nobody knows."""
+
+import argparse
+import dataclasses
+import json
+
+import pytest
+
+from lorry.config import TrainConfig, add_options, as_dict, from_strings
+from lorry.errors import UserError
+
+FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
+
+
+def read(**values):
+    return from_strings(TrainConfig, values)
+
+
+def test_no_strings_give_the_documented_defaults():
+    config = read()
+    assert config == TrainConfig()
+    assert (config.lora_rank, config.lora_alpha, config.pretrained_model) == (8, 32.0, "TaylorAI/gte-tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("lora_rank", "16", 16),
+        ("lora_rank", "8.0", 8),
+        ("batch_size", "1e3", 1000),
+        ("batch_size", " 12 ", 12),
+        ("seed", "0", 0),
+        ("lr", "1e-3", 0.001),
+        ("lr", "1E-6", 1e-6),
+        ("lr", "2", 2.0),
+        ("warmup", "0", 0.0),
+        ("small_version", "true", True),
+        ("small_version", "True", True),
+        ("small_version", "false", False),
+        ("small_version", "FALSE", False),
+        ("small_version", "0", False),
+        ("small_version", "1", True),
+        ("loss", "cosine", "cosine"),
+        ("validation", "", ""),
+        ("label_map", "good=1,bad=0", "good=1,bad=0"),
+        ("positive_threshold", "2.5", 2.5),
+        ("positive_threshold", "", None),
+    ],
+)
+def test_a_string_becomes_a_value_of_its_kind(name, text, value):
+    found = getattr(read(**{name: text}), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_values_that_a_json_decoder_went_over_first_are_read_the_same():
+    """SageMaker's toolkit decodes `"true"` to True and `"8"` to 8 before anybody sees them."""
+    strings = {"small_version": "true", "lora_rank": "8", "lr": "1e-3", "loss": "cosine", "positive_threshold": "2"}
+    decoded = {}
+    for name, text in strings.items():
+        try:
+            decoded[name] = json.loads(text)
+        except ValueError:
+            decoded[name] = text
+    assert decoded["small_version"] is True
+    assert from_strings(TrainConfig, decoded) == read(**strings)
+
+
+def test_a_hyphen_is_as_good_as_an_underscore():
+    assert from_strings(TrainConfig, {"lora-rank": "4"}).lora_rank == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("epochs", "two", "a whole number"),
+        ("epochs", "1.5", "a whole number"),
+        ("epochs", "", "a whole number"),
+        ("epochs", "nan", "a whole number"),
+        ("epochs", "inf", "a whole number"),
+        ("epochs", "0", "1 or more"),
+        ("seed", "-1", "0 or more"),
+        ("seed", str(2**32), "4294967295 or less"),
+        ("lr", "fast", "a number"),
+        ("lr", "0", "more than 0"),
+        ("lr", "-1e-3", "more than 0"),
+        ("lr", "", "a number"),
+        ("warmup", "1.5", "1 or less"),
+        ("validation_fraction", "0.6", "0.5 or less"),
+        ("small_version", "maybe", "true or false"),
+        ("small_version", "", "true or false"),
+        ("loss", "triplet", "infonce+cosent"),
+        ("precision", "int8", "bf16"),
+        ("on_stop", "cry", "checkpoint"),
+    ],
+)
+def test_a_bad_value_names_the_option_the_value_and_what_is_wanted(name, text, says):
+    with pytest.raises(UserError) as refused:
+        read(**{name: text})
+    assert name in refused.value.cause
+    assert text in refused.value.cause
+    assert says in refused.value.mend
+
+
+NUMBERS = [name for name, item in FIELDS.items() if "float" in str(item.type)]
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_may_be_anything_but_finite(name, text):
+    with pytest.raises(UserError, match=name):
+        read(**{name: text})
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("lora_rnk", "lora_rank"), ("learning_rat", ""), ("batchsize", "batch_size"), ("ephocs", "epochs")]
+)
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(name, near):
+    with pytest.raises(UserError) as refused:
+        read(**{name: "1"})
+    assert name in refused.value.cause
+    assert (f"Did you mean {near}?" if near else "--help") in refused.value.mend
+
+
+def test_a_config_survives_the_way_through_strings():
+    config = dataclasses.replace(TrainConfig(), lr=3e-5, small_version=True, loss="cosine", positive_threshold=2.33)
+    strings = {name: "" if value is None else str(value) for name, value in as_dict(config).items()}
+    assert from_strings(TrainConfig, strings) == config
+
+
+def test_every_field_has_help_and_a_default_within_its_own_bounds():
+    for name, item in FIELDS.items():
+        assert item.metadata["help"], name
+        text = "" if item.default is None else str(item.default)
+        assert getattr(read(**{name: text}), name) == item.default, name
+
+
+def test_only_wanted_options_are_offered():
+    parser = argparse.ArgumentParser()
+    add_options(parser, TrainConfig, {"lora_rank"})
+    assert vars(parser.parse_args(["--lora-rank", "4"])) == {"lora_rank": "4"}
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--epochs", "1"])
