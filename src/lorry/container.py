@@ -79,6 +79,7 @@ def main() -> None:
     """
     from sagemaker_training.errors import ClientError
 
+    logging.getLogger().setLevel(logging.WARNING)  # the toolkit lets every library tell what it does
     try:
         run_job()
     except UserError as error:
@@ -94,7 +95,6 @@ def run_job() -> None:
     from lorry.cli import configure_logging
 
     configure_logging()
-    log.propagate = False  # the toolkit's own handler would say everything twice
     root = _root()
     stop = _stop()
     try:

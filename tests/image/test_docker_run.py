@@ -1,0 +1,127 @@
+"""Plain `docker run`: no file of SageMaker's, any user, any restriction."""
+
+import json
+import os
+import subprocess
+
+import pytest
+from engine import ROOT, docker
+
+BUNDLED = ("--pretrained_model", "bundled")
+
+
+def run(image, *words, options=()):
+    return docker("run", "--rm", "--network", "none", *options, image, *words, check=False)
+
+
+@pytest.fixture
+def mounts(pairs, tmp_path):
+    """A folder of pairs and a folder for the model, as the README shows."""
+    (tmp_path / "model").mkdir()
+    tmp_path.chmod(0o755)
+    return ["--volume", f"{pairs}:/opt/ml/input/data/train:ro", "--volume", f"{tmp_path / 'model'}:/opt/ml/model"]
+
+
+def test_help_needs_nothing(image):
+    for words in (["train", "--help"], ["lorry", "train", "--help"], ["lorry", "--help"]):
+        done = run(image, *words, options=["--read-only", "--user", "1234:1234"])
+        assert done.returncode == 0
+        assert "usage:" in done.stdout
+    assert "/opt/ml/input/data/train" in run(image, "train", "--help").stdout
+
+
+def test_no_data_is_one_line_that_says_what_to_mount(image):
+    done = run(image)
+    assert done.returncode == 1
+    (line,) = done.stdout.splitlines()
+    assert "/opt/ml/input/data/train" in line
+    assert "docker run -v" in line
+
+
+def test_trains_with_two_mounts_and_no_file(image, mounts, tmp_path):
+    done = run(
+        image,
+        "train",
+        *BUNDLED,
+        "--lora-rank",
+        "4",
+        options=[*mounts, "--env", "LORRY_SEED=7", "--env", "LORRY_LORA_RANK=2"],
+    )
+    assert done.returncode == 0, done.stdout
+    assert "running on the CPU, no GPU in sight; precision " in done.stdout
+    assert "training loss " in done.stdout
+    about = json.loads((tmp_path / "model" / "lorry.json").read_text())
+    assert about["config"]["seed"] == 7, "from the environment"
+    assert about["config"]["lora_rank"] == 4, "the command line wins over the environment"
+    assert about["revision"] == "unknown"
+    assert not list((tmp_path / "model").glob(".*"))
+    models = ["--model", "/opt/ml/model", "--model", "bundled"]
+    data = ["--data", "/opt/ml/input/data/train", "--output", "/opt/ml/model/compared.json"]
+    compared = run(image, "lorry", "evaluate", *models, *data, options=mounts)
+    assert compared.returncode == 0, compared.stdout
+    assert (tmp_path / "model" / "compared.json").is_file()
+
+
+def test_an_ordinary_user_on_a_read_only_file_system(image, mounts, tmp_path):
+    os.chown(tmp_path / "model", 1234, 1234)
+    done = run(image, "train", *BUNDLED, options=[*mounts, "--user", "1234:1234", "--read-only", "--tmpfs", "/tmp"])
+    assert done.returncode == 0, done.stdout
+    assert "mount a folder at /opt/ml/output" in done.stdout
+    written = tmp_path / "model" / "model.safetensors"
+    assert written.stat().st_uid == 1234
+
+
+def test_a_model_that_would_be_lost_is_told(image, pairs):
+    done = run(image, "train", "--epochs", "none", options=["--volume", f"{pairs}:/opt/ml/input/data/train:ro"])
+    assert done.returncode == 1
+    assert "epochs is 'none'" in done.stdout
+    done = run(
+        image, "train", "--pretrained_model", "/nowhere", options=["--volume", f"{pairs}:/opt/ml/input/data/train:ro"]
+    )
+    assert "the model will be lost with this container: mount a folder (-v /path/to/model:/opt/ml/model)" in done.stdout
+
+
+def test_the_default_model_without_network_is_one_line_with_the_way_out(image, mounts):
+    done = run(image, "train", options=mounts)
+    assert done.returncode == 1
+    last = done.stdout.splitlines()[-1]
+    assert "the Hub cannot be reached" in last
+    assert "--pretrained_model bundled" in last
+    assert "channel named model" in last
+
+
+@pytest.mark.parametrize("given", ["device", "driver"])
+def test_a_gpu_that_cannot_be_used_is_an_error(image, mounts, tmp_path, given):
+    """A device file, or the driver's tool, where the container has no driver that torch could talk to."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'Tesla T4, 418.87.01'\n")
+    tool.chmod(0o755)
+    there = {
+        "device": ["--device", "/dev/null:/dev/nvidia0"],
+        "driver": ["--volume", f"{tool}:/usr/bin/nvidia-smi:ro"],
+    }[given]
+    done = run(image, "train", *BUNDLED, options=[*mounts, *there])
+    assert done.returncode == 1
+    last = done.stdout.splitlines()[-1]
+    assert {"device": "/dev/nvidia0", "driver": "Tesla T4, driver 418.87.01"}[given] in last
+    assert "needs driver 525 or newer" in last
+    asked = run(
+        image,
+        "train",
+        *BUNDLED,
+        "--lora_targets",
+        "nothing",
+        options=[*mounts, *there, "--env", "CUDA_VISIBLE_DEVICES=-1"],
+    )
+    assert "running on the CPU" in asked.stdout
+
+
+def test_the_example_for_docker_goes_on_where_it_stopped(image, pairs, tmp_path):
+    command = [str(ROOT / "examples" / "docker.sh"), image, str(pairs), str(tmp_path / "out"), *BUNDLED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("model/model.safetensors", "output/data/report.html", "checkpoints"):
+        assert (tmp_path / "out" / name).exists()
+        assert (tmp_path / "out" / name).stat().st_uid == os.getuid()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "continuing after step" in again.stdout
