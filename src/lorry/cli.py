@@ -1,9 +1,9 @@
 """The command line: parse, then call.
 
-    lorry train --train DIR [--validation DIR] [--test DIR] --model_dir OUT --output_data_dir OUT2 [--epochs 1 ...]
-    lorry evaluate --model M [--model M2 ...] --data DIR --output metrics.json
-    lorry submit --image URI --role ARN --train s3://... --output s3://...
-    lorry jobs status|logs|stop|fetch NAME
+lorry train --train DIR [--validation DIR] [--test DIR] --model_dir OUT --output_data_dir OUT2 [--epochs 1 ...]
+lorry evaluate --model M [--model M2 ...] --data DIR --output metrics.json
+lorry submit --image URI --role ARN --train s3://... --output s3://...
+lorry jobs status|logs|stop|fetch NAME
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lorry", description="LoRA training for text-embedding models.", allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    train = commands.add_parser("train", help="train on judged pairs and leave a proved, merged model", allow_abbrev=False)
+    train = commands.add_parser(
+        "train", help="train on judged pairs and leave a proved, merged model", allow_abbrev=False
+    )
     add_options(train, TrainConfig)
     train.set_defaults(call=_train, options=(TrainConfig,))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,25 +38,27 @@ def compare_models(models: list[str], data: Path, output: Path, config: TrainCon
     bases = {name: find_base(name, config.max_length) for name in models}
     splits = {}
     for split, pairs in read_channel(data, config).items():
-        block = {"pairs": len(pairs), "queries": len(pairs.queries), **evaluation.baselines(pairs, config.seed)}
-        block["models"] = {}
+        scores: dict[str, dict[str, float]] = {}
         for name, base in bases.items():
             encoder = Encoder(base, choose_precision(config.precision, device), device)
-            block["models"][name] = evaluation.score(encoder, tokenize(pairs, base), pairs, config).metrics
-            log.info("%s: %s", name, " ".join(f"{key}={value:.4f};" for key, value in block["models"][name].items()))
+            scores[name] = evaluation.score(encoder, tokenize(pairs, base), pairs, config).metrics
+            log.info("%s: %s", name, " ".join(f"{key}={value:.4f};" for key, value in scores[name].items()))
         undefined = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
         if undefined:
             log.warning("%s: not defined by these labels: %s", split, ", ".join(undefined))
-        splits[split] = block
-        log.info("\n%s\n", _table(split, block))
+        block = {"pairs": len(pairs), "queries": len(pairs.queries), **evaluation.baselines(pairs, config.seed)}
+        splits[split] = {**block, "models": scores}
+        log.info("\n%s\n", _table(split, splits[split]))
     export.write_json(output, {"splits": splits})
     log.info("metrics: %s", output)
 
 
-def _table(split: str, block: dict) -> str:
+def _table(split: str, block: dict[str, Any]) -> str:
     rows = {"random": block["random"], "BM25": block["bm25"], **block["models"]}
     width = max(map(len, rows))
     head = f"{split}: {block['pairs']:,} pairs, {block['queries']:,} queries\n" + " " * width
     lines = [head + "".join(f"{name:>19}" for name in metrics.METRICS)]
-    lines += [f"{name:<{width}}" + "".join(f"{row[key]:19.4f}" for key in metrics.METRICS) for name, row in rows.items()]
+    lines += [
+        f"{name:<{width}}" + "".join(f"{row[key]:19.4f}" for key in metrics.METRICS) for name, row in rows.items()
+    ]
     return "\n".join(lines)

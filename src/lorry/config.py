@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -115,13 +115,14 @@ def add_options(parser: argparse._ActionsContainer, cls: type, wanted: Collectio
         default = str(item.default).lower() if isinstance(item.default, bool) else item.default
         shown = "none" if default in ("", None) else default
         choices = item.metadata["choices"] or (("true", "false") if isinstance(item.default, bool) else ())
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if item.metadata["switch"] else {}
         parser.add_argument(
             *flags,
             dest=item.name,
             default=argparse.SUPPRESS,
             metavar="|".join(choices) or _kind(item).upper(),
             help=f"{item.metadata['help']} (default: {shown})".replace("%", "%%"),
-            **({"nargs": "?", "const": "true"} if item.metadata["switch"] else {}),
+            **switch,
         )
 
 
@@ -157,7 +158,7 @@ def _read(item: dataclasses.Field[Any], text: str) -> Any:
     if text == "" and (kind == "str" or "None" in str(item.type)):
         return item.default if kind == "str" else None
     try:
-        value: Any = {"int": _int, "float": float, "bool": _bool, "str": str}[kind](text)
+        value = READERS[kind](text)
     except (ValueError, OverflowError):
         wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}[kind]
         raise UserError(f"{item.name} is {text!r}", f"Give {wanted}.") from None
@@ -187,3 +188,6 @@ def _bool(text: str) -> bool:
     if text.lower() not in known:
         raise ValueError(text)
     return known[text.lower()]
+
+
+READERS: dict[str, Callable[[str], Any]] = {"int": _int, "float": float, "bool": _bool, "str": str}

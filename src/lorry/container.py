@@ -38,7 +38,8 @@ ROOT = "/opt/ml"
 CONFIG_FILES = ("hyperparameters.json", "inputdataconfig.json", "resourceconfig.json")
 CHANNELS = ("train", "validation", "test", "model")
 OTHER_NAMES = {"training": "train"}
-NOT_HYPERPARAMETERS = {"LORRY_DATA", "LORRY_REVISION"}
+# Variables of this name that other parts of the project read.
+NOT_HYPERPARAMETERS = {"LORRY_CACHE", "LORRY_DATA", "LORRY_REGISTRY", "LORRY_REVISION"}
 NOT_OURS = ("sagemaker_", "_tuning_")  # hyperparameters that the SDK and the tuner add for the platform
 FAILURE_LIMIT = 1024  # characters of the failure file that SageMaker shows
 

@@ -29,7 +29,18 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Where positions do not start at zero: RoBERTa's family counts from padding_idx + 1.
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"}
 # Architectures whose whole forward is known to depend on nothing but positions and attention; others are padded.
-PACKABLE = {"bert", "roberta", "xlm-roberta", "camembert", "distilbert", "modernbert", "qwen3", "qwen2", "llama", "mistral"}
+PACKABLE = {
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "modernbert",
+    "qwen3",
+    "qwen2",
+    "llama",
+    "mistral",
+}
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,8 @@ class Encoder(nn.Module):
         positions = packed.layout.positions + self.first_position
         with attention.packed(packed.layout):
             out = self.model(input_ids=packed.tokens[None], position_ids=positions[None], **self._no_cache())
-        return out.last_hidden_state[0]
+        hidden_TD: Tensor = out.last_hidden_state[0]
+        return hidden_TD
 
     def _padded(self, packed: Packed) -> Tensor:
         pieces = []

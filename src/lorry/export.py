@@ -88,6 +88,22 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder} is not empty and holds no model of Lorry's", "Give an empty folder as --model_dir.")
 
 
+def check_apart(config: TrainConfig) -> None:
+    """See that nothing of the user's lies in `model_dir`, which is replaced whole when the model is ready.
+
+    Raises:
+        UserError: A folder of pairs, of results or of checkpoints is `model_dir` or lies in it.
+    """
+    model_dir = Path(config.model_dir).resolve()
+    for name in ("train", "validation", "test", "output_data_dir", "checkpoint_dir"):
+        given = getattr(config, name)
+        if given and Path(given).resolve().is_relative_to(model_dir):
+            raise UserError(
+                f"{name} {given} lies in model_dir {config.model_dir}, which the finished model replaces whole",
+                f"Give a folder outside it as --{name}.",
+            )
+
+
 def check_output(folder: Path) -> None:
     """Make the folder for the report and see that it can be written.
 

@@ -26,7 +26,7 @@ def check_gpu() -> None:
     if not found or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return
     try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.init()
         torch.ones(1, device="cuda").add(1).item()  # also fails where the GPU is too old for the kernels
     except Exception as error:  # torch raises RuntimeError, AssertionError and types of its own
         built_for = torch.version.cuda or "none"

@@ -1,7 +1,7 @@
 """LoRA adapters: which modules get them, and one fast product in place of PEFT's four.
 
 PEFT owns the configuration, the weights, their names, saving and merging. What is replaced is the arithmetic of a
-training step: for sibling projections of the same input (query, key, value), `FusedLoRA` forms W + s·BA once and runs one
+training step: for sibling projections of the same input (query, key, value), `FusedLoRA` forms W + s·BA and runs one
 dense product; its backward takes the gradients of A and B from skinny products and never forms one of W.
 LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685
 """
@@ -39,7 +39,9 @@ def find_targets(model: nn.Module, asked: str) -> list[str]:
     found = [name for name in linear if any(_ends(name, end) for end in endings)]
     if unmatched or not found:
         kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in linear})
-        what = f"lora_targets {', '.join(unmatched)} matches no linear module" if asked else "no query, key or value found"
+        what = (
+            f"lora_targets {', '.join(unmatched)} matches no linear module" if asked else "no query, key or value found"
+        )
         raise UserError(what, f"Give lora_targets as endings of: {', '.join(kinds)}.")
     return found
 
@@ -66,7 +68,9 @@ class FusedLoRA(torch.autograd.Function):
     """x (W + s·BA)^T + b for several projections of one input, as one product."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], *adapters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], *adapters: Tensor
+    ) -> Tensor:
         """Project.
 
         Args:
@@ -134,9 +138,12 @@ class Siblings:
         return output
 
     def _all(self, x: Tensor) -> tuple[Tensor, ...]:
-        adapters = [w for layer in self.layers for w in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)]
+        adapters = [
+            w for layer in self.layers for w in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        ]
         flat = FusedLoRA.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias, self.scales, *adapters)
-        return flat.view(*x.shape[:-1], -1).split(self.sizes, -1)
+        outputs: tuple[Tensor, ...] = flat.view(*x.shape[:-1], -1).split(self.sizes, -1)
+        return outputs
 
 
 def fuse(model: nn.Module) -> None:

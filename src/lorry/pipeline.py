@@ -58,6 +58,7 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
         UserError: Something that the user can mend.
     """
     model_dir, output = Path(config.model_dir), Path(config.output_data_dir)
+    export.check_apart(config)
     export.check_writable(model_dir)
     export.check_output(output)
     try:
@@ -72,7 +73,9 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
         return
     with export.staging(model_dir) as folder:
         proof = export.write_model(folder, setting.encoder, _probe(setting))
-        log.info("merged: cosine to base + adapter %.6f, to the base %.4f", proof.merged_to_adapter, proof.merged_to_base)
+        log.info(
+            "merged: cosine to base + adapter %.6f, to the base %.4f", proof.merged_to_adapter, proof.merged_to_base
+        )
         merged = Encoder(find_base(str(folder), config.max_length), setting.encoder.precision, setting.encoder.device)
         after = {name: _score(setting, merged, name) for name in before}
         facts = _facts(setting, progress, journal, before, after, command)
@@ -153,7 +156,11 @@ def _leave_unfinished(setting: Setting, progress: Progress, journal: Journal) ->
             export.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
             report.write_unfinished_card(folder, setting.base.name, progress.step)
         log.info("the model as trained so far: %s", config.model_dir)
-    how = "resume with the same checkpoint folder" if config.checkpoint_dir else "give --checkpoint_dir to resume next time"
+    how = (
+        "resume with the same checkpoint folder"
+        if config.checkpoint_dir
+        else "give --checkpoint_dir to resume next time"
+    )
     log.info("stopped at step %d, %s", progress.step, how)
 
 

@@ -34,7 +34,7 @@ class Plan:
         self._order = np.empty(0, np.int64)
 
     def batch(self, step: int) -> np.ndarray:
-        """Return the pairs of this step, counted from 0 over all epochs; sizes within an epoch differ by one at most."""
+        """Return the pairs of this step, counted over all epochs; an epoch's batches differ by a pair at most."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._shuffled(epoch)

@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class Texts:
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the tokens of each text of these rows."""
-        return self.offsets[rows + 1] - self.offsets[rows]
+        lengths: np.ndarray = self.offsets[rows + 1] - self.offsets[rows]
+        return lengths
 
     def pack(self, rows: np.ndarray, device: torch.device) -> Packed:
         """Pack the texts of these rows for the encoder."""
@@ -73,7 +75,9 @@ def load_tokenizer(base: BaseModel) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"the tokenizer of {base.name} cannot be loaded: {first}", "Check its tokenizer.json.") from None
+        raise UserError(
+            f"the tokenizer of {base.name} cannot be loaded: {first}", "Check its tokenizer.json."
+        ) from None
     if not tokenizer.is_fast:
         raise UserError(f"{base.name} has no fast tokenizer", "Convert it to tokenizer.json first.")
     return tokenizer
@@ -114,8 +118,8 @@ def _all_texts(pairs: Pairs, base: BaseModel) -> Iterator[list[str]]:
     for column, prompt in ((pairs.queries, base.query_prompt), (pairs.texts, base.text_prompt)):
         for start in range(0, len(column), CHUNK):
             batch = _strings(column.slice(start, CHUNK))
-            batch = [text.lower() for text in batch] if base.lower_case else batch
-            yield [prompt + text for text in batch] if prompt else batch
+            batch = [prompt + text for text in batch] if prompt else batch
+            yield [text.lower() for text in batch] if base.lower_case else batch
 
 
 def _strings(column: pa.Array | pa.ChunkedArray) -> list[str]:
@@ -133,9 +137,9 @@ def _write(done: Path, backend: Any, batches: Iterator[list[str]]) -> None:
         with (beside / "tokens.bin").open("wb") as out:
             for batch in batches:
                 encoded = backend.encode_batch_fast(batch)
-                lengths.append(np.fromiter((len(item.ids) for item in encoded), np.int64, len(encoded)))
-                for item in encoded:
-                    np.asarray(item.ids, np.int32).tofile(out)
+                ids = [item.ids for item in encoded]
+                lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
+                np.fromiter(chain.from_iterable(ids), np.int32, int(lengths[-1].sum())).tofile(out)
         np.save(beside / "offsets.npy", np.cumsum(np.concatenate(lengths)))
         try:
             beside.rename(done)
