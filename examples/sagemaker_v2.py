@@ -43,7 +43,7 @@ def main() -> None:
         )
         estimator.fit({"train": options.train}, wait=False)
         return
-    # With folders in and out, local mode calls nothing in AWS but telemetry; it wants a region, keys and a role by name.
+    # With folders in and out, local mode calls nothing in AWS but telemetry; it wants region, keys and role by name.
     quiet = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
     account = boto3.Session(region_name="us-east-1", aws_access_key_id="none", aws_secret_access_key="none")
     Path(options.output).mkdir(parents=True, exist_ok=True)
