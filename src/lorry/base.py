@@ -134,9 +134,8 @@ def _pooling(folder: Path, modules: list[dict[str, str]], name: str) -> str:
     settings = _read_json(folder / (places[0] if places else "1_Pooling") / "config.json")
     if settings.get("include_prompt") is False:
         raise UserError(f"{name} pools without its prompt tokens", "Choose a base model that pools over all tokens.")
-    modes = [
-        key.removeprefix("pooling_mode_") for key, on in settings.items() if on and key.startswith("pooling_mode_")
-    ]
+    flag = "pooling_mode_"
+    modes: list[str] = [key.removeprefix(flag) for key, chosen in settings.items() if key.startswith(flag) and chosen]
     modes = [mode.removesuffix("_tokens").removesuffix("_token") for mode in modes]
     if named := settings.get("pooling_mode"):
         modes = [str(named)] if isinstance(named, str) else list(named)
