@@ -113,7 +113,8 @@ def test_no_number_may_be_anything_but_finite(name, text):
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("lora_rnk", "lora_rank"), ("learning_rat", ""), ("batchsize", "batch_size"), ("ephocs", "epochs")]
+    ("name", "near"),
+    [("lora_rnk", "lora_rank"), ("learning_rat", ""), ("batchsize", "batch_size"), ("ephocs", "epochs")],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_known_one(name, near):
     with pytest.raises(UserError) as refused:

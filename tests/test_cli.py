@@ -1,0 +1,327 @@
+"""The command line from outside: help, every user error in one line, and a real process that is told to stop."""
+
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from command import lorry
+from lorry.config import TrainConfig
+from lorry.submit import JobOptions
+
+COMMAND = [sys.executable, "-m", "lorry.cli"]
+
+
+def files(*folders):
+    """Every file under these folders."""
+    return [path for folder in folders if folder.is_dir() for path in folder.rglob("*") if not path.is_dir()]
+
+
+def csv(folder, text):
+    folder.mkdir()
+    (folder / "pairs.csv").write_text(text)
+    return folder
+
+
+def rows(folder, labels=("E", "I"), texts=None):
+    """A channel of one pair a line, two queries a label."""
+    texts = texts or [f"text {number}" for number in range(20)]
+    body = "".join(f"query {row // 4},{text},{labels[row % len(labels)]}\n" for row, text in enumerate(texts))
+    return csv(folder, "query,product_title,label\n" + body)
+
+
+def missing_folder(where, model):
+    return {"train": where / "nowhere"}, ["nowhere is not there"]
+
+
+def no_folder_named(where, model):
+    return {}, ["no training pairs", "--train"]
+
+
+def empty_channel(where, model):
+    (where / "train").mkdir()
+    return {"train": where / "train"}, ["train"]
+
+
+def header_only(where, model):
+    return {"train": csv(where / "train", "query,product_title,label\n")}, ["no rows"]
+
+
+def no_such_column(where, model):
+    options = {"train": rows(where / "train"), "label_column": "stars"}
+    return options, ["stars", "label_column", "query, product_title, label"]
+
+
+def unrecognised_column(where, model):
+    return {"train": csv(where / "train", "query,product_title,stars\na,b,1\n")}, [
+        "label",
+        "query, product_title, stars",
+    ]
+
+
+def unknown_labels(where, model):
+    return {"train": rows(where / "train", ("good", "bad"))}, ["'good'", "'bad'", "--label_map"]
+
+
+def one_unknown_label(where, model):
+    return {"train": rows(where / "train", ("E", "I", "S", "Q"))}, ["unknown label", "'Q'", "pairs.csv"]
+
+
+def nothing_relevant(where, model):
+    return {"train": rows(where / "train", ("0",))}, ["no one", "relevant", "--positive_threshold"]
+
+
+def everything_relevant(where, model):
+    return {"train": rows(where / "train", ("E", "S"))}, ["every one", "relevant", "--positive_threshold"]
+
+
+def empty_texts(where, model):
+    texts = ["<br>&nbsp;" if row % 5 == 0 else f"text {row}" for row in range(20)]
+    return {"train": rows(where / "train", texts=texts)}, ["4 of 20 rows", "missing text", "row"]
+
+
+def truncated(where, model):
+    (where / "train").mkdir()
+    path = where / "train" / "pairs.parquet"
+    pq.write_table(
+        pa.table({"query": ["a"] * 500, "product_title": list(map(str, range(500))), "label": [1] * 500}), path
+    )
+    path.write_bytes(path.read_bytes()[:-100])
+    return {"train": where / "train"}, ["pairs.parquet", "whole"]
+
+
+def not_utf8(where, model):
+    folder = rows(where / "train")
+    path = folder / "pairs.csv"
+    path.write_bytes(path.read_bytes().replace(b"text 3", b"caf\xe9"))
+    return {"train": folder}, ["pairs.csv", "not UTF-8", "line 5", "0xe9"]
+
+
+def bad_validation(where, model):
+    return {"train": rows(where / "train"), "validation": where / "nowhere"}, ["nowhere"]
+
+
+def unknown_model(where, model):
+    return {"train": rows(where / "train"), "pretrained_model": "nobody/nothing"}, ["nobody/nothing", "bundled"]
+
+
+def missing_model(where, model):
+    return {"train": rows(where / "train"), "pretrained_model": where / "base"}, ["base", "--pretrained_model"]
+
+
+def pickled_model(where, model):
+    base = shutil.copytree(model, where / "base")
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    return {"train": rows(where / "train"), "pretrained_model": base}, ["no safetensors weights", "save_pretrained"]
+
+
+def truncated_model(where, model):
+    base = shutil.copytree(model, where / "base")
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return {"train": rows(where / "train"), "pretrained_model": base}, ["cannot be loaded", "base"]
+
+
+def not_a_model(where, model):
+    (where / "base").mkdir()
+    return {"train": rows(where / "train"), "pretrained_model": where / "base"}, ["config.json"]
+
+
+def too_long(where, model):
+    return {"train": rows(where / "train"), "max_length": 9999}, ["max_length is 9999", "64"]
+
+
+def no_such_module(where, model):
+    options = {"train": rows(where / "train"), "lora_targets": "query,kwery"}
+    return options, ["kwery", "encoder.layer.*.attention.self.query"]
+
+
+def model_under_a_file(where, model):
+    (where / "file").touch()
+    return {"train": rows(where / "train"), "model_dir": where / "file" / "model"}, ["file/model", "--model_dir"]
+
+
+def output_in_proc(where, model):
+    options = {"train": rows(where / "train"), "output_data_dir": "/proc/nothing"}
+    return options, ["/proc/nothing", "--output_data_dir"]
+
+
+def checkpoints_under_a_file(where, model):
+    (where / "file").touch()
+    return {"train": rows(where / "train"), "checkpoint_dir": where / "file" / "x"}, ["file/x", "--checkpoint_dir"]
+
+
+def somebody_elses_folder(where, model):
+    (where / "work").mkdir()
+    (where / "work" / "thesis.tex").touch()
+    return {"train": rows(where / "train"), "model_dir": where / "work"}, ["work is not empty", "--model_dir"]
+
+
+def results_inside_the_model(where, model):
+    """The model's folder is replaced whole: results inside would be lost."""
+    options = {"train": rows(where / "train"), "output_data_dir": where / "model" / "results"}
+    return options, ["model/results", "--output_data_dir"]
+
+
+def results_and_model_in_one_folder(where, model):
+    return {"train": rows(where / "train"), "output_data_dir": where / "model"}, ["model", "--output_data_dir"]
+
+
+def pairs_inside_the_model(where, model):
+    (where / "model").mkdir()
+    return {"train": rows(where / "model" / "train")}, ["model/train", "--train"]
+
+
+def checkpoints_inside_the_model(where, model):
+    return {"train": rows(where / "train"), "checkpoint_dir": where / "model" / "ck"}, ["model/ck", "--checkpoint_dir"]
+
+
+MISTAKES = [
+    missing_folder, no_folder_named, empty_channel, header_only, no_such_column, unrecognised_column, unknown_labels,
+    one_unknown_label, nothing_relevant, everything_relevant, empty_texts, truncated, not_utf8, bad_validation,
+    unknown_model, missing_model, pickled_model, truncated_model, not_a_model, too_long, no_such_module,
+    model_under_a_file, output_in_proc, checkpoints_under_a_file, somebody_elses_folder, results_inside_the_model,
+    results_and_model_in_one_folder, pairs_inside_the_model, checkpoints_inside_the_model,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_training_is_one_line_that_says_what_and_where_and_leaves_nothing(tmp_path, tiny_model, mistake):
+    options, says = mistake(tmp_path, tiny_model("bert"))
+    folders = {"model_dir": tmp_path / "model", "output_data_dir": tmp_path / "output"}
+    before = files(tmp_path)
+    ended = lorry("train", **{"pretrained_model": tiny_model("bert")} | folders | options)
+    assert_one_line(ended, says)
+    assert files(tmp_path) == before
+    assert not list(tmp_path.rglob(".lorry-*"))
+
+
+def assert_one_line(ended, says=()):
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    errors = [line for line in ended.lines if line.startswith("error: ")]
+    assert errors == ended.lines[-1:], ended.output
+    missing = [text for text in says if text not in errors[0]]
+    assert not missing, errors[0]
+    assert errors[0].endswith((".", "?")) or "--" in errors[0].split(". ")[-1]  # a mend closes it
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--lora_rnk", "8"], ["unknown hyperparameter --lora_rnk", "Did you mean --lora_rank?"]),
+        (["--lora-rnk=8"], ["Did you mean --lora_rank?"]),
+        (["--learning"], ["unknown hyperparameter --learning", "lorry train --help"]),
+        (["pairs.csv"], ["pairs.csv"]),
+        (["--epochs", "two"], ["epochs is 'two'", "whole number"]),
+        (["--epochs", "0"], ["epochs is 0", "1 or more"]),
+        (["--lora_rank", "x"], ["lora_rank is 'x'"]),
+        (["--lora-rank", "x"], ["lora_rank is 'x'"]),
+        (["--lr", "fast"], ["lr is 'fast'", "a number"]),
+        (["--lr", "nan"], ["lr is nan"]),
+        (["--lr", "inf"], ["lr is inf"]),
+        (["--lr"], ["--lr", "expected one argument"]),
+        (["--loss", "triplet"], ["loss is 'triplet'", "cosine, infonce, cosent, infonce+cosent"]),
+        (["--small_version", "maybe"], ["small_version is 'maybe'", "true or false"]),
+        (["--small_version"], ["--small_version", "expected one argument"]),
+        (["--small-version", "--epochs", "1"], ["small", "expected one argument"]),
+    ],
+)
+def test_a_mistake_in_a_hyperparameter_is_one_line(words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the defaults of the folders to write are relative
+    assert_one_line(lorry("train", *words), says)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [[], ["trian"], ["jobs"], ["jobs", "start", "x"], ["evaluate", "--model", "bundled"]])
+def test_a_mistake_in_the_command_is_one_line_that_points_at_help(words):
+    assert_one_line(lorry(*words), ["--help"])
+
+
+@pytest.mark.parametrize("command", ["evaluate", "submit"])
+def test_every_command_names_the_nearest_hyperparameter(command):
+    required = {"evaluate": ["--model", "m", "--data", "d", "--output", "o"], "submit": []}[command]
+    assert_one_line(lorry(command, *required, "--max_lenght", "8"), ["Did you mean --max_length?"])
+
+
+def test_mistakes_in_evaluation_are_one_line_each(tmp_path, tiny_model):
+    data, model, output = rows(tmp_path / "data"), tiny_model("bert"), tmp_path / "metrics.json"
+    mistakes = [
+        ({"data": tmp_path / "nowhere"}, ["nowhere"]),
+        ({"model": "nobody/nothing"}, ["nobody/nothing"]),
+        ({"output": tmp_path}, ["--output"]),
+        ({"output": data / "pairs.csv" / "metrics.json"}, ["cannot be written", "--output"]),
+    ]
+    for options, says in mistakes:
+        assert_one_line(lorry("evaluate", **{"data": data, "model": model, "output": output} | options), says)
+    assert not output.exists()
+
+
+def run(*words):
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, check=False)
+
+
+def test_help_lists_the_commands():
+    done = run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(command in done.stdout for command in ("train", "evaluate", "submit", "jobs"))
+
+
+@pytest.mark.parametrize(("command", "options"), [("train", TrainConfig), ("submit", JobOptions)])
+def test_help_of_a_command_lists_every_field_with_its_default(command, options):
+    done = run(command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    blocks = re.split(r"\n  (?=--)", done.stdout)  # one an option
+    shown = {re.match(r"--(\w+)", block)[1]: " ".join(block.split()) for block in blocks[1:]}
+    for item in dataclasses.fields(options):
+        default = str(item.default).lower() if isinstance(item.default, bool) else item.default
+        assert f"(default: {'none' if default in ('', None) else default})" in shown[item.name], item.name
+        if "_" in item.name:
+            assert f"--{item.name.replace('_', '-')}" in shown[item.name]
+
+
+def test_a_process_ends_in_one_line_and_exit_code_1_on_a_users_mistake():
+    done = run("train", "--lora_rnk", "8")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout == "error: unknown hyperparameter --lora_rnk. Did you mean --lora_rank?\n"
+
+
+def test_sigterm_ends_training_with_a_checkpoint_exit_code_0_and_word_of_how_to_resume(
+    tmp_path, tiny_model, shop_pairs
+):
+    folders = {name: tmp_path / name for name in ("model_dir", "output_data_dir", "checkpoint_dir")}
+    options = {"train": shop_pairs(tmp_path / "train"), "pretrained_model": tiny_model("bert"), **folders}
+    options |= {"epochs": 100_000, "batch_size": 24, "log_every": 1, "on_stop": "checkpoint", "precision": "fp32"}
+    words = [str(item) for name, value in options.items() for item in (f"--{name}", value)]
+    seen = []
+    with subprocess.Popen(
+        [*COMMAND, "train", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
+        try:
+            for line in process.stdout:
+                seen.append(line)
+                if "training loss" in line and process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+                    break
+            asked = time.monotonic()
+            seen.extend(process.stdout)
+            assert process.wait(timeout=60) == 0, "".join(seen)
+        finally:
+            process.kill()
+    assert time.monotonic() - asked < 60
+    stopped = re.search(r"^stopped at step (\d+), resume with the same checkpoint folder$", "".join(seen), re.MULTILINE)
+    assert stopped, "".join(seen)
+    assert [path.name for path in folders["checkpoint_dir"].iterdir()][-1:] == [f"step-{int(stopped[1]):08d}"]
+    assert not files(folders["model_dir"])
