@@ -1,8 +1,9 @@
 """Checkpoints: written whole or not at all, checked when read, and continued exactly.
 
 A checkpoint is a folder `step-00000120` with the adapters and the optimizer's moments as safetensors, the log so far
-and `state.json`, which names the data, the hyperparameters and the sha256 of the other files. It is written under another
-name and renamed; one whose files do not match its `state.json` (a sync cut short, say) is skipped for the one before.
+and `state.json`, which names the data, the hyperparameters and the sha256 of the other files. It is written under
+another name and renamed; one whose files do not match its `state.json` (a sync cut short, say) is skipped for the one
+before.
 """
 
 from __future__ import annotations
