@@ -37,6 +37,12 @@ def _own_cache(tmp_path_factory):
     patch.undo()
 
 
+@pytest.fixture(params=KINDS)
+def kind(request):
+    """Run the test for every architecture."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """Return `make(kind, pooling=…, normalize=…, prompts=…, max_length=…, plain=…) -> Path`.
