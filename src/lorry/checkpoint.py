@@ -157,7 +157,7 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text("utf-8"))
         whole = all(_sha256(folder / name) == digest for name, digest in state["sha256"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return state if whole else None
 
