@@ -78,6 +78,9 @@ def load_tokenizer(base: BaseModel) -> Any:
         raise UserError(
             f"the tokenizer of {base.name} cannot be loaded: {first}", "Check its tokenizer.json."
         ) from None
+    if not any((base.folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
+        # transformers makes one that knows no word, and says nothing
+        raise UserError(f"{base.name} has no tokenizer files", "Save its tokenizer beside the weights.")
     if not tokenizer.is_fast:
         raise UserError(f"{base.name} has no fast tokenizer", "Convert it to tokenizer.json first.")
     return tokenizer
