@@ -61,9 +61,9 @@ def staging(model_dir: Path) -> Iterator[Path]:
     fixed = model_dir.is_dir() and (os.path.ismount(model_dir) or not os.access(model_dir.parent, os.W_OK))
     parent = model_dir if fixed else model_dir.parent
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=".lorry-"))
-    folder.chmod(0o755)
     try:
         yield folder
+        _open_to_readers(folder)
         for old in [path for path in _entries(model_dir) if path != folder]:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         if fixed:
@@ -75,6 +75,14 @@ def staging(model_dir: Path) -> Iterator[Path]:
             folder.rename(model_dir)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give every file the permissions that a plain `open` would have: safetensors writes for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def check_writable(folder: Path) -> None:

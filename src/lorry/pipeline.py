@@ -92,8 +92,9 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
 def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
     """Read the pairs, load the base model, attach the adapters and tokenise every text once."""
     set_seed(config.seed)
-    accelerator = Accelerator(mixed_precision="no")  # precision is the encoder's own affair
-    device = accelerator.device if accelerator.device.type == "cuda" else torch.device("cpu")
+    # CUDA or CPU (Apple's GPU is not tested); precision is the encoder's own affair.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    device = accelerator.device
     base = find_base(config.pretrained_model, config.max_length)
     splits = read_splits(config)
     encoder = Encoder(base, choose_precision(config.precision, device), device)
