@@ -151,7 +151,6 @@ def test_no_pickle_is_among_them(trained, kind):
             assert path.read_bytes()[:2] not in {b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"}
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors writes its files for their owner alone")
 def test_what_others_may_read(trained):
     _, model = trained("bert")
     assert model.stat().st_mode & 0o755 == 0o755

@@ -130,6 +130,13 @@ def test_one_input_may_be_used_again():
     assert not torch.allclose(fused(x), first)
 
 
+def test_one_projection_may_be_called_without_the_others():
+    """What was computed for the others is not given to the next input."""
+    plain, theirs, fused, mine = twins(["query", "key", "value"])
+    fused.base_model.model.query(torch.randn(3, 8))
+    assert_same(plain, theirs, fused, mine, torch.randn(3, 8))
+
+
 def test_fusing_copies_no_frozen_weight():
     _, _, fused, _ = twins(["query", "key", "value"])
     layers = [getattr(fused.base_model.model, name).get_base_layer() for name in ("query", "key", "value")]
