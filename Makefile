@@ -18,7 +18,7 @@ else
 endif
 INSTALL_TORCH ?= $(BIN)/pip install --quiet $(TORCH)
 
-.PHONY: setup train test lint test-slow test-image requirements clean
+.PHONY: setup train test lint test-slow test-image quality requirements clean
 
 setup: .venv/ready
 
@@ -40,6 +40,14 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Builds the image and runs it; needs a Docker engine.
+test-image: setup
+	$(BIN)/python -m pytest -m image tests/image
+
+# Home Depot pairs from LORRY_DATA (default ../shared/data): what each loss gives, as the README shows it.
+quality: setup
+	$(BIN)/python benchmarks/quality.py
 
 lint: setup
 	$(BIN)/ruff check

@@ -70,7 +70,6 @@ def test_a_stop_ends_it(tiny):
         embed_all(*tiny, 8, stop)
 
 
-@pytest.mark.xfail(strict=True, reason="lora_dropout stays on while a model is scored")
 def test_dropout_is_off_when_a_model_is_scored(tiny_model, pairs):
     base = find_base(str(tiny_model("bert")))
     found = []

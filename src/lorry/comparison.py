@@ -33,7 +33,7 @@ def compare_models(models: list[str], data: Path, output: Path, config: TrainCon
     """
     if output.is_dir():
         raise UserError(f"{output} is a folder", "Give a file as --output, e.g. metrics.json.")
-    export.check_output(output.parent)
+    export.check_output(output.parent, "--output")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bases = {name: find_base(name, config.max_length) for name in models}
     splits = {}

@@ -8,7 +8,6 @@ Frozen weights are kept in the compute precision, adapters in fp32.
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +21,6 @@ from lorry import attention, lora
 from lorry.attention import Layout, lay_out
 from lorry.base import BaseModel
 from lorry.errors import UserError
-
-log = logging.getLogger("lorry")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Where positions do not start at zero: RoBERTa's family counts from padding_idx + 1.
@@ -122,6 +119,7 @@ class Encoder(nn.Module):
         """
         super().__init__()
         self.base, self.precision, self.device = base, precision, device
+        self.dropouts: list[nn.Module] = []
         self.model: Any = load_model(base, DTYPES[precision])
         kind = self.model.config.model_type
         self.packs = kind in PACKABLE
@@ -129,8 +127,6 @@ class Encoder(nn.Module):
         if self.packs:
             attention.register()
             self.model.set_attn_implementation(attention.NAME)
-        else:
-            log.info("%s models cannot be packed: texts of like length are padded together", kind)
         self.model.to(device).eval()  # eval: the base model's own dropout stays off
         self.model.requires_grad_(False)
 
@@ -147,9 +143,7 @@ class Encoder(nn.Module):
             weight.data = weight.data.float()  # masters: an update can be smaller than a step of bf16
         if dropout == 0:
             lora.fuse(self.model)
-        else:
-            for name, module in self.model.named_modules():
-                module.train("lora_dropout" in name)
+        self.dropouts = [module for name, module in self.model.named_modules() if "lora_dropout" in name]
 
     def adapters(self) -> dict[str, nn.Parameter]:
         """Return the trainable weights by name."""
@@ -163,8 +157,15 @@ class Encoder(nn.Module):
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    def embed(self, packed: Packed) -> Tensor:
-        """Return the embeddings [n, width] of the packed texts, fp32, in the order in which they were asked for."""
+    def embed(self, packed: Packed, *, dropout: bool = False) -> Tensor:
+        """Return the embeddings [n, width] of the packed texts, fp32, in the order in which they were asked for.
+
+        Args:
+            packed: The texts.
+            dropout: Drop inputs of the adapters at random, as a training step does where `lora_dropout` is above 0.
+        """
+        for module in self.dropouts:
+            module.train(dropout)
         hidden_TD = self._packed(packed) if self.packs else self._padded(packed)
         pooled_ND = _pool(hidden_TD, packed.layout, self.base.pooling).float()
         if self.base.normalize:

@@ -112,13 +112,13 @@ def check_apart(config: TrainConfig) -> None:
             )
 
 
-def check_output(folder: Path) -> None:
-    """Make the folder for the report and see that it can be written.
+def check_output(folder: Path, option: str = "--output_data_dir") -> None:
+    """Make the folder that `option` names and see that it can be written.
 
     Raises:
         UserError: It cannot.
     """
-    _probe_writing(folder, "--output_data_dir")
+    _probe_writing(folder, option)
 
 
 def _probe_writing(folder: Path, option: str) -> None:

@@ -106,10 +106,12 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
         seed=config.seed,
     )
     texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
+    weights = sum(weight.numel() for weight in encoder.adapters().values())
+    kind = encoder.model.config.model_type
+    way = "without padding" if encoder.packs else f"padded to like lengths ({kind} models cannot be packed)"
     log.info(
-        "training %s weights of %s on %s in %s, %d pairs a step",
-        *(f"{sum(weight.numel() for weight in encoder.adapters().values()):,}", base.name, device, encoder.precision),
-        config.batch_size,
+        "training %s weights of %s on %s in %s, %d pairs a step, %s",
+        *(f"{weights:,}", base.name, device, encoder.precision, config.batch_size, way),
     )
     return Setting(config, accelerator, splits, texts, base, encoder, stop)
 
