@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TAG = "lorry:test"
+# One thread: the same on every machine, and no spinning on one that is busy. No network, as in an isolated job.
+QUIET = ["--network", "none", "--env", "OMP_NUM_THREADS=1"]
 
 
 def docker(*arguments, check=True, **more):
@@ -55,7 +57,7 @@ class Job:
         shutil.copytree(source, self.folder / "input" / "data" / name)
 
     def options(self):
-        return ["--network", "none", "--volume", f"{self.folder}:/opt/ml"]
+        return [*QUIET, "--volume", f"{self.folder}:/opt/ml"]
 
     def run(self, *arguments, options=()):
         return docker("run", "--rm", *self.options(), *options, self.image, "train", *arguments, check=False)

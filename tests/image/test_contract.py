@@ -7,7 +7,7 @@ import shutil
 import tarfile
 
 import pytest
-from engine import ROOT, docker
+from engine import QUIET, ROOT, docker
 
 ROWS = "query,text,label\nsofa,Settee,E\nbed,Lamp,I\n"
 QUICK = {"pretrained_model": "bundled", "batch_size": "60", "log_every": "1"}
@@ -160,7 +160,7 @@ def test_the_failure_file_of_a_crash_names_exception_and_place(job, pairs, tmp_p
     assert "Traceback (most recent call last)" in done.stdout
     mounts = ["--volume", f"{pairs}:/opt/ml/input/data/train:ro", *mount_fault]
     train = ["train", "--pretrained_model", "bundled"]
-    without_files = docker("run", "--rm", "--network", "none", *mounts, job.image, *train, check=False)
+    without_files = docker("run", "--rm", *QUIET, *mounts, job.image, *train, check=False)
     assert without_files.returncode == 1
     assert "Traceback (most recent call last)" in without_files.stdout
 
@@ -177,8 +177,7 @@ def script_mode(job):
     }
     settings = [word for name, value in names.items() for word in ("--env", f"{name}={value}")]
     toolkit = ["python", "-m", "sagemaker_training.cli.train"]
-    host = ["--hostname", "algo-1", "--env", "OMP_NUM_THREADS=1"]
-    return docker("run", "--rm", *job.options(), *host, *settings, job.image, *toolkit, check=False)
+    return docker("run", "--rm", *job.options(), "--hostname", "algo-1", *settings, job.image, *toolkit, check=False)
 
 
 def test_script_mode_runs_the_same_trainer(job, pairs):

@@ -5,13 +5,13 @@ import os
 import subprocess
 
 import pytest
-from engine import ROOT, docker
+from engine import QUIET, ROOT, docker
 
 BUNDLED = ("--pretrained_model", "bundled")
 
 
 def run(image, *words, options=()):
-    return docker("run", "--rm", "--network", "none", *options, image, *words, check=False)
+    return docker("run", "--rm", *QUIET, *options, image, *words, check=False)
 
 
 @pytest.fixture
