@@ -18,7 +18,7 @@ else
 endif
 INSTALL_TORCH ?= $(BIN)/pip install --quiet $(TORCH)
 
-.PHONY: setup train test lint test-slow test-image quality requirements clean
+.PHONY: setup train test lint test-slow test-image homedepot quality requirements clean
 
 setup: .venv/ready
 
@@ -45,7 +45,14 @@ test-slow: setup
 test-image: setup
 	$(BIN)/python -m pytest -m image tests/image
 
-# Home Depot pairs from LORRY_DATA (default ../shared/data): what each loss gives, as the README shows it.
+# The README's tables, on Home Depot pairs from LORRY_DATA: the default recipe, and what each loss gives.
+DATA = $(LORRY_DATA)/homedepot
+homedepot: setup
+	@test -d "$(DATA)" || { echo "set LORRY_DATA to the folder that holds homedepot/" >&2; exit 1; }
+	$(BIN)/lorry train --pretrained_model bundled --epochs 1 --train $(DATA)/train --validation $(DATA)/validation \
+	  --test $(DATA)/test --model_dir runs/homedepot/model \
+	  --output_data_dir runs/homedepot/output
+
 quality: setup
 	$(BIN)/python benchmarks/quality.py
 
