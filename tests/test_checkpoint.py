@@ -126,7 +126,6 @@ def test_a_run_may_be_stopped_again_and_again(runs, whole):
     assert_as_if_never_stopped(runs, "often", whole)
 
 
-@pytest.mark.xfail(strict=True, reason="an evaluation that a stop cuts short is lost, with the steps before it")
 @pytest.mark.parametrize("step", [STEPS // 2, STEPS])
 def test_a_run_stopped_as_an_epoch_ends_evaluates_that_epoch_when_continued(runs, whole, step):
     ended = runs.run("twice", stop_at=step)
@@ -136,7 +135,6 @@ def test_a_run_stopped_as_an_epoch_ends_evaluates_that_epoch_when_continued(runs
     assert_as_if_never_stopped(runs, "twice", whole)
 
 
-@pytest.mark.xfail(strict=True, reason="an evaluation that a stop cuts short is lost, with the steps before it")
 @pytest.mark.parametrize(("evaluation", "step"), [(2, STEPS // 2), (3, STEPS), (4, STEPS)])
 def test_a_stop_during_an_evaluation_gives_it_up_and_keeps_what_was_trained(runs, whole, evaluation, step):
     """The first is of the base model, then one an epoch, then the merged model's."""

@@ -254,3 +254,20 @@ def some_queries(split, folder, share):
     chosen = pa.array(queries[: int(len(queries) * share)])
     pq.write_table(table.filter(pc.is_in(table["query"], chosen)), folder / "pairs.parquet")
     return folder
+
+
+def test_a_rate_that_is_far_too_high_is_one_line(tiny_model, shop_pairs, tmp_path):
+    result = lorry(
+        "train",
+        train=shop_pairs(tmp_path / "shop"),
+        pretrained_model=tiny_model("bert"),
+        model_dir=tmp_path / "model",
+        output_data_dir=tmp_path / "output",
+        lr=1e38,
+        max_grad_norm=1e38,
+        batch_size=16,
+        epochs=3,
+    )
+    assert result.code == 1
+    assert "Lower lr" in result.lines[-1]
+    assert not list((tmp_path / "model").iterdir())

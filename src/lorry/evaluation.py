@@ -11,6 +11,7 @@ import torch
 from lorry.baselines import bm25_scores, random_scores
 from lorry.config import TrainConfig
 from lorry.encoder import Encoder
+from lorry.errors import UserError
 from lorry.losses import Judged, batch_loss
 from lorry.metrics import evaluate
 from lorry.pairs import Pairs
@@ -76,6 +77,8 @@ def score(
             for matrix, rows in ((query_QD, pairs.query), (text_ND, pairs.text))
         )
         scores[part] = (query_BD * text_BD).sum(-1).numpy()
+    if not np.isfinite(scores).all():
+        raise UserError("the model's similarities are not finite numbers", "Lower lr, or take another precision.")
     loss = _loss(config, query_QD, text_ND, pairs) if with_loss else None
     return Scored(scores, measure(pairs, scores), loss)
 

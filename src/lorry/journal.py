@@ -57,6 +57,10 @@ class Journal:
         values = " ".join(f"{split}:{name}={value:.4f};" for name, value in metrics.items())
         self.say(f"step={step}/{self.steps}; epoch={epoch:.2f}; eval loss {loss:.4f}; {values}")
 
+    def evaluated(self, step: int) -> bool:
+        """Return whether there was an evaluation after this step, in this run or the one it continues."""
+        return any(line["step"] == step and "eval_loss" in line for line in self.lines)
+
     def say(self, text: str) -> None:
         """Log a line without tearing the bar."""
         with tqdm.external_write_mode() if self._bar is not None else nullcontext():

@@ -57,36 +57,23 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
     Raises:
         UserError: Something that the user can mend.
     """
-    model_dir, output = Path(config.model_dir), Path(config.output_data_dir)
     export.check_apart(config)
-    export.check_writable(model_dir)
-    export.check_output(output)
+    export.check_writable(Path(config.model_dir))
+    export.check_output(Path(config.output_data_dir))
     try:
         setting = prepare(config, stop)
         before = {name: _score(setting, setting.encoder, name, with_loss=True) for name in _judged(setting)}
-        progress, journal = _train(setting, before)
     except StoppedError:
         log.info("stopped at step 0, before training began: there is nothing to keep")
         return
-    if progress.stopped:
-        _leave_unfinished(setting, progress, journal)
-        return
-    with export.staging(model_dir) as folder:
-        proof = export.write_model(folder, setting.encoder, _probe(setting))
-        log.info(
-            "merged: cosine to base + adapter %.6f, to the base %.4f", proof.merged_to_adapter, proof.merged_to_base
-        )
-        merged = Encoder(find_base(str(folder), config.max_length), setting.encoder.precision, setting.encoder.device)
-        after = {name: _score(setting, merged, name) for name in before}
-        facts = _facts(setting, progress, journal, before, after, command)
-        export.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
-        report.write_model_card(folder, facts)
-        export.write_json(output / "metrics.json", facts.metrics)
-        journal.write(output / "training.jsonl")
-        page = report.write_report(output, facts)
-    _say_result(facts)
-    log.info("model: %s", model_dir)
-    log.info("report: %s", page)
+    progress, journal = _train(setting, before)
+    try:
+        if not progress.stopped:
+            _finish(setting, progress, journal, before, command)
+            return
+    except StoppedError:  # while the finished model was being evaluated
+        progress.stopped = True
+    _leave_unfinished(setting, progress, journal)
 
 
 def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
@@ -147,6 +134,27 @@ def _train(setting: Setting, before: dict[str, Scored]) -> tuple[Progress, Journ
         stop=setting.stop,
     )
     return progress, journal
+
+
+def _finish(setting: Setting, progress: Progress, journal: Journal, before: dict[str, Scored], command: str) -> None:
+    """Merge, prove, evaluate again, and put model and results in place."""
+    config, output = setting.config, Path(setting.config.output_data_dir)
+    with export.staging(Path(config.model_dir)) as folder:
+        proof = export.write_model(folder, setting.encoder, _probe(setting))
+        log.info(
+            "merged: cosine to base + adapter %.6f, to the base %.4f", proof.merged_to_adapter, proof.merged_to_base
+        )
+        merged = Encoder(find_base(str(folder), config.max_length), setting.encoder.precision, setting.encoder.device)
+        after = {name: _score(setting, merged, name) for name in before}
+        facts = _facts(setting, progress, journal, before, after, command)
+        export.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
+        report.write_model_card(folder, facts)
+        export.write_json(output / "metrics.json", facts.metrics)
+        journal.write(output / "training.jsonl")
+        page = report.write_report(output, facts)
+    _say_result(facts)
+    log.info("model: %s", config.model_dir)
+    log.info("report: %s", page)
 
 
 def _leave_unfinished(setting: Setting, progress: Progress, journal: Journal) -> None:

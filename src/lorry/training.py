@@ -7,6 +7,7 @@ adapters. A batch too large for one pass is encoded in parts and still makes the
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import sys
 import threading
@@ -23,11 +24,13 @@ from torch import Tensor
 from lorry.checkpoint import Checkpoint, Store, optimizer_moments, restore_moments
 from lorry.config import TrainConfig
 from lorry.encoder import Encoder
+from lorry.errors import UserError
 from lorry.evaluation import Scored, judge
 from lorry.journal import Journal
 from lorry.losses import Judged, batch_loss
 from lorry.pairs import Pairs
 from lorry.plan import Plan
+from lorry.stopping import StoppedError
 from lorry.texts import Texts
 
 log = logging.getLogger("lorry")
@@ -94,7 +97,23 @@ def fit(
     journal.start(progress.step)
     began = time.perf_counter() - progress.seconds
 
-    while progress.step < plan.steps:
+    while not progress.stopped:
+        epoch = progress.step / plan.steps_per_epoch
+        if progress.step % plan.steps_per_epoch == 0 and not journal.evaluated(progress.step):
+            paused = time.perf_counter()
+            try:
+                scored = validate()
+            except StoppedError:  # a continued run evaluates here first
+                progress.stopped = True
+                if store is not None:
+                    store.save(_checkpoint(progress, weights, optimizer, scaler, journal, losses))
+                break
+            journal.evaluate(
+                progress.step, epoch=epoch, split="validation", loss=scored.loss or 0.0, metrics=scored.metrics
+            )
+            began += time.perf_counter() - paused
+        if progress.step == plan.steps:
+            break
         batch = make_batch(texts, pairs, plan.batch(progress.step), accelerator.device)
         rate = learning_rate(progress.step, plan.steps, config)
         for group in optimizer.param_groups:
@@ -110,25 +129,20 @@ def fit(
         progress.pairs += batch.pairs
         progress.tokens += int(texts.lengths_of(batch.rows).sum())
         progress.seconds = time.perf_counter() - began
-        epoch = progress.step / plan.steps_per_epoch
         journal.step(progress.step, batch.pairs)
         if progress.step % config.log_every == 0 or progress.step == plan.steps:
-            journal.train(progress.step, epoch=epoch, loss=torch.stack(losses).mean().item(), rate=rate)
+            epoch = progress.step / plan.steps_per_epoch
+            mean = torch.stack(losses).mean().item()
+            if not math.isfinite(mean):
+                raise UserError(
+                    f"training loss is {mean} at step {progress.step}", "Lower lr, or take another precision."
+                )
+            journal.train(progress.step, epoch=epoch, loss=mean, rate=rate)
             losses.clear()
-        stopping = stop is not None and stop.is_set() and progress.step < plan.steps
-        if progress.step % plan.steps_per_epoch == 0 and not stopping:
-            paused = time.perf_counter()
-            scored = validate()
-            journal.evaluate(
-                progress.step, epoch=epoch, split="validation", loss=scored.loss or 0.0, metrics=scored.metrics
-            )
-            began += time.perf_counter() - paused
+        progress.stopped = stop is not None and stop.is_set()
         due = progress.step % config.checkpoint_every == 0 or progress.step == plan.steps
-        if store is not None and (due or stopping):
+        if store is not None and (due or progress.stopped):
             store.save(_checkpoint(progress, weights, optimizer, scaler, journal, losses))
-        if stopping:
-            progress.stopped = True
-            break
     journal.close()
     return progress
 
