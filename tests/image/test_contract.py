@@ -177,7 +177,9 @@ def script_mode(job):
     }
     settings = [word for name, value in names.items() for word in ("--env", f"{name}={value}")]
     toolkit = ["python", "-m", "sagemaker_training.cli.train"]
-    return docker("run", "--rm", *job.options(), "--hostname", "algo-1", *settings, job.image, *toolkit, check=False)
+    return docker(
+        "run", "--rm", *job.options(), "--add-host", "algo-1:127.0.0.1", *settings, job.image, *toolkit, check=False
+    )
 
 
 def test_script_mode_runs_the_same_trainer(job, pairs):
