@@ -56,6 +56,14 @@ homedepot: setup
 quality: setup
 	$(BIN)/python benchmarks/quality.py
 
+# What the image installs: its Python and platform, every version and hash.
+LOCK = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/uv pip compile --quiet --generate-hashes \
+  --python-version 3.13 --python-platform x86_64-manylinux_2_28
+requirements: setup
+	$(BIN)/pip install --quiet uv
+	$(LOCK) pyproject.toml --extra bundled --extra sagemaker --constraint requirements.in --output-file requirements.txt
+	$(LOCK) docker/build.in --output-file docker/build.txt
+
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
