@@ -64,7 +64,7 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
         setting = prepare(config, stop)
         before = {name: _score(setting, setting.encoder, name, with_loss=True) for name in _judged(setting)}
     except StoppedError:
-        log.info("stopped at step 0, before training began: there is nothing to keep")
+        log.info("stopped at step 0 of this run, before training began; earlier checkpoints stay as they are")
         return
     progress, journal = _train(setting, before)
     try:
