@@ -1,7 +1,7 @@
 """Train in AWS's Hugging Face container, in script mode: no image of your own to build and push.
 
     pip install "sagemaker>=2,<3" build
-    python examples/script_mode/launch.py --train s3://bucket/pairs --role ARN
+    python examples/script_mode/launch.py --train s3://bucket/pairs --output s3://bucket/runs --role ARN
 
 puts train.py, requirements.txt and Lorry's wheel together, starts one ml.g4dn.xlarge and does not wait. The container
 installs the requirements first, some minutes each time, and hands no SIGTERM to the script, so a stopped job leaves no
@@ -26,6 +26,7 @@ def main() -> None:
     """Start the job that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, help="training pairs: s3:// URI")
+    parser.add_argument("--output", required=True, help="where source and results go: s3:// URI")
     parser.add_argument("--role", required=True, help="ARN of the role the job runs as")
     parser.add_argument("--pretrained_model", default="bundled", help="base model")
     parser.add_argument("--epochs", type=int, default=1)
@@ -37,6 +38,8 @@ def main() -> None:
             entry_point="train.py",
             source_dir=folder,
             role=options.role,
+            output_path=options.output,
+            code_location=options.output,
             instance_count=1,
             instance_type="ml.g4dn.xlarge",
             transformers_version="4.56.2",
