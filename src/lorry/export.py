@@ -92,6 +92,8 @@ def check_writable(folder: Path) -> None:
         UserError: It cannot, or it holds something else than a model of Lorry's.
     """
     _probe_writing(folder, "--model_dir")
+    for stale in folder.glob(".lorry-*"):  # a run killed in the middle of its export
+        shutil.rmtree(stale, ignore_errors=True)
     if _entries(folder) and not (folder / "lorry.json").is_file():
         raise UserError(f"{folder} is not empty and holds no model of Lorry's", "Give an empty folder as --model_dir.")
 
