@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 from lorry import evaluation
 from lorry.base import find_base
 from lorry.config import TrainConfig
-from lorry.encoder import Encoder, choose_precision, pack
+from lorry.encoder import Encoder, Ragged, choose_precision
 from lorry.journal import Journal
 from lorry.pairs import read_splits
 from lorry.plan import Plan
@@ -118,7 +118,7 @@ def _sts(base: Any) -> Any:
     def correlation(encoder: Encoder) -> float:
         lengths = np.array([len(item) for item in ids])
         with torch.inference_mode():
-            both = encoder.embed(pack(np.concatenate(ids), lengths, encoder.device))
+            both = encoder.embed(Ragged(np.concatenate(ids), lengths))
         left, right = both.split(len(rows))
         return float(spearmanr((left * right).sum(1).numpy(), grades).statistic)
 

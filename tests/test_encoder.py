@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from lorry.base import find_base
 from lorry.config import TrainConfig
-from lorry.encoder import Encoder, choose_precision, pack
+from lorry.encoder import Encoder, Ragged, choose_precision
 from lorry.errors import UserError
 from lorry.pipeline import prepare
 
@@ -42,7 +42,7 @@ def some_texts(encoder, lengths=LENGTHS, seed=0):
 
 
 def packed_of(texts):
-    return pack(np.concatenate(texts), np.array([len(text) for text in texts]), CPU)
+    return Ragged(np.concatenate(texts), np.array([len(text) for text in texts]))
 
 
 def fill(weights, seed=1, scale=0.3):

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 from lorry import export, pipeline
 from lorry.base import find_base
 from lorry.config import TrainConfig, from_strings
-from lorry.encoder import Encoder, pack
+from lorry.encoder import Encoder, Ragged
 from lorry.errors import UserError
 from lorry.export import MergeError
 
@@ -73,7 +73,7 @@ def tokenized(folder, texts, prompt=""):
 
 def through_lorry(folder, texts, prompt=""):
     ids = tokenized(folder, texts, prompt)
-    packed = pack(np.concatenate(ids), np.array([len(text) for text in ids]), CPU)
+    packed = Ragged(np.concatenate(ids), np.array([len(text) for text in ids]))
     with torch.inference_mode():
         return Encoder(find_base(str(folder)), "fp32", CPU).embed(packed)
 
@@ -202,7 +202,7 @@ def adapted(tiny_model):
             for weight in encoder.adapters().values():
                 weight.copy_(torch.randn(weight.shape, generator=random) * scale)
         ids = tokenized(tiny_model(name), TEXTS)
-        return encoder, pack(np.concatenate(ids), np.array([len(text) for text in ids]), CPU)
+        return encoder, Ragged(np.concatenate(ids), np.array([len(text) for text in ids]))
 
     return make
 

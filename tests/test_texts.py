@@ -153,15 +153,12 @@ def test_the_cache_lies_where_lorry_cache_says(tiny_model, pairs, tmp_path, monk
     assert [path.name[:7] for path in (tmp_path / "here").iterdir()] == ["tokens-"]
 
 
-def test_packing_sorts_by_length_and_remembers_the_order(tiny_model, pairs, tmp_path):
+def test_texts_are_taken_in_the_order_asked_for(tiny_model, pairs, tmp_path):
     texts = tokenize(pairs, find_base(str(tiny_model("bert"))), tmp_path / "cache")
     rows = np.array([6, 0, 7, 3, 0, 2])
-    packed = texts.pack(rows, CPU)
-    lengths = packed.layout.lengths.tolist()
-    assert lengths == sorted(lengths)
-    assert packed.texts == len(rows)
-    pieces = [piece.tolist() for piece in packed.tokens.split(lengths)]
-    assert [pieces[place] for place in packed.order] == [ids(texts)[row] for row in rows]
+    taken = texts.take(rows)
+    pieces = np.split(taken.ids, np.cumsum(taken.lengths)[:-1])
+    assert [piece.tolist() for piece in pieces] == [ids(texts)[row] for row in rows]
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tiny_model, kind, tmp_path):

@@ -1,7 +1,7 @@
-"""The encoder: a pre-trained model with LoRA adapters that turns packed texts into embeddings.
+"""The encoder: a pre-trained model with LoRA adapters that turns texts into embeddings.
 
-Texts arrive as one row of tokens without padding (see `attention.py`), so that every linear layer works on real tokens
-only. Architectures that do not go through transformers' AttentionInterface get length-bucketed padding instead.
+Texts are packed into one row of tokens (see `attention.py`), so that every linear layer works on next to nothing but
+real tokens. Architectures that do not go through transformers' AttentionInterface are padded to like lengths instead.
 Frozen weights are kept in the compute precision, adapters in fp32.
 """
 
@@ -41,41 +41,16 @@ PACKABLE = {
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Texts side by side in one row of T tokens, in order of length."""
+class Ragged:
+    """Token ids of n texts of different lengths, end to end."""
 
-    tokens: Tensor
-    """[T] token ids."""
-    layout: Layout
-    order: Tensor
-    """[n] place in the row of each text that was asked for."""
+    ids: np.ndarray
+    """[t]."""
+    lengths: np.ndarray
+    """[n] tokens of each text, at least 1."""
 
-    @property
-    def texts(self) -> int:
-        """Number of texts."""
-        return len(self.order)
-
-
-def pack(tokens: np.ndarray, lengths: np.ndarray, device: torch.device) -> Packed:
-    """Pack texts for `Encoder.embed`.
-
-    Args:
-        tokens: [T] token ids of all texts, one after the other.
-        lengths: [n] tokens of each text.
-        device: Where to put the result.
-    """
-    by_length = np.argsort(lengths, kind="stable")
-    starts = np.cumsum(lengths) - lengths
-    sorted_lengths = lengths[by_length]
-    base = np.repeat(starts[by_length] - (np.cumsum(sorted_lengths) - sorted_lengths), sorted_lengths)
-    row = tokens[base + np.arange(len(base))]
-    order = np.empty(len(lengths), np.int64)
-    order[by_length] = np.arange(len(lengths))
-    return Packed(
-        torch.from_numpy(row.astype(np.int64)).to(device, non_blocking=True),
-        lay_out(sorted_lengths, device),
-        torch.from_numpy(order).to(device, non_blocking=True),
-    )
+    def __len__(self) -> int:
+        return len(self.lengths)
 
 
 def choose_precision(asked: str, device: torch.device) -> str:
@@ -157,42 +132,38 @@ class Encoder(nn.Module):
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    def embed(self, packed: Packed, *, dropout: bool = False) -> Tensor:
-        """Return the embeddings [n, width] of the packed texts, fp32, in the order in which they were asked for.
+    def embed(self, texts: Ragged, *, dropout: bool = False) -> Tensor:
+        """Return the embeddings [n, width] of the texts, fp32.
 
         Args:
-            packed: The texts.
+            texts: Their tokens.
             dropout: Drop inputs of the adapters at random, as a training step does where `lora_dropout` is above 0.
         """
         for module in self.dropouts:
             module.train(dropout)
-        hidden_TD = self._packed(packed) if self.packs else self._padded(packed)
-        pooled_ND = _pool(hidden_TD, packed.layout, self.base.pooling).float()
-        if self.base.normalize:
-            pooled_ND = functional.normalize(pooled_ND, dim=-1)
-        return pooled_ND.index_select(0, packed.order)
+        # An architecture that cannot be packed gets a line a text, and few widths: each is a forward pass.
+        layout = lay_out(texts.lengths, self.device, **({} if self.packs else {"line": 0, "step": 16}))
+        row = np.where(layout.tokens < 0, 0, texts.ids[layout.tokens]).astype(np.int64)
+        ids_T = torch.from_numpy(row).to(self.device, non_blocking=True)
+        hidden_TD = self._packed(ids_T, layout) if self.packs else self._padded(ids_T, layout)
+        pooled_ND = _pool(hidden_TD, layout, self.base.pooling).float()
+        return functional.normalize(pooled_ND, dim=-1) if self.base.normalize else pooled_ND
 
-    def _packed(self, packed: Packed) -> Tensor:
-        positions = packed.layout.positions + self.first_position
-        with attention.packed(packed.layout):
-            out = self.model(input_ids=packed.tokens[None], position_ids=positions[None], **self._no_cache())
+    def _packed(self, ids_T: Tensor, layout: Layout) -> Tensor:
+        positions_T = layout.positions + self.first_position
+        with attention.packed(layout):
+            out = self.model(input_ids=ids_T[None], position_ids=positions_T[None], **self._no_cache())
         hidden_TD: Tensor = out.last_hidden_state[0]
         return hidden_TD
 
-    def _padded(self, packed: Packed) -> Tensor:
+    def _padded(self, ids_T: Tensor, layout: Layout) -> Tensor:
         pieces = []
-        for bucket in packed.layout.buckets:
-            row = packed.tokens[bucket.start : bucket.end]
-            shape = (bucket.texts, bucket.length)
-            if bucket.rows is None or bucket.padding is None or bucket.places is None:
-                ids, mask = row.view(shape), torch.ones(shape, dtype=torch.long, device=row.device)
-            else:
-                mask = (~bucket.padding.view(shape)).long()
-                ids = row.index_select(0, bucket.rows).view(shape)
-                ids = ids.masked_fill(mask == 0, self.model.config.pad_token_id or 0)
+        for group in layout.groups:
+            mask = (group.texts >= 0).long()
+            ids = ids_T[group.start : group.end].view(mask.shape)
+            ids = ids.masked_fill(mask == 0, self.model.config.pad_token_id or 0)
             out = self.model(input_ids=ids, attention_mask=mask, **self._no_cache()).last_hidden_state
-            flat = out.reshape(-1, out.shape[-1])
-            pieces.append(flat if bucket.places is None else flat.index_select(0, bucket.places))
+            pieces.append(out.flatten(0, 1))
         return torch.cat(pieces)
 
     def _no_cache(self) -> dict[str, bool]:
@@ -229,10 +200,10 @@ def load_model(base: BaseModel, dtype: torch.dtype) -> Any:
 
 
 def _pool(hidden_TD: Tensor, layout: Layout, pooling: str) -> Tensor:
-    """Return one vector a text, [n, D], in packed order."""
+    """Return one vector a text, [n, D], in the order in which the texts were given."""
     if pooling == "cls":
         return hidden_TD.index_select(0, layout.starts)
     if pooling == "lasttoken":
         return hidden_TD.index_select(0, layout.starts + layout.lengths - 1)
-    sums = torch.segment_reduce(hidden_TD.float(), "sum", lengths=layout.lengths, unsafe=True)
-    return sums / layout.lengths[:, None]
+    sums = torch.segment_reduce(hidden_TD.float(), "sum", lengths=layout.segments, unsafe=True)
+    return sums.index_select(0, layout.order) / layout.lengths[:, None]

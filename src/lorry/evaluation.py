@@ -53,7 +53,7 @@ def embed_all(encoder: Encoder, texts: Texts, batch_size: int, stop: threading.E
             if stop is not None and stop.is_set():
                 raise StoppedError
             rows = by_length[start : start + batch_size]
-            out[torch.from_numpy(rows)] = encoder.embed(texts.pack(rows, encoder.device)).cpu()
+            out[torch.from_numpy(rows)] = encoder.embed(texts.take(rows)).cpu()
     return out
 
 

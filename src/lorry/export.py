@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lorry.base import BaseModel, find_base
 from lorry.config import TrainConfig, as_dict
-from lorry.encoder import Encoder, Packed
+from lorry.encoder import Encoder, Ragged
 from lorry.errors import UserError
 from lorry.texts import load_tokenizer
 
@@ -136,7 +136,7 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def write_model(folder: Path, encoder: Encoder, probe: Packed) -> Proof:
+def write_model(folder: Path, encoder: Encoder, probe: Ragged) -> Proof:
     """Merge, write the weights, tokenizer and sentence-transformers files, and prove that all is as trained.
 
     Args:
@@ -167,7 +167,7 @@ def write_model(folder: Path, encoder: Encoder, probe: Packed) -> Proof:
         merged_to_adapter=float(torch.cosine_similarity(merged_ND, adapted_ND).min()),
         merged_to_base=float(torch.cosine_similarity(merged_ND, before_ND).mean()),
         reload_gap=float((merged_ND - read_back_ND).abs().max()),
-        probes=probe.texts,
+        probes=len(probe),
     )
     if not proof.merged_to_adapter >= LEAST_COSINE:
         raise MergeError(f"merged model and base + adapter differ: cosine {proof.merged_to_adapter:.6f}")
@@ -178,7 +178,7 @@ def write_model(folder: Path, encoder: Encoder, probe: Packed) -> Proof:
     return proof
 
 
-def _embed(encoder: Encoder, probe: Packed) -> Tensor:
+def _embed(encoder: Encoder, probe: Ragged) -> Tensor:
     with torch.inference_mode():
         return encoder.embed(probe)
 

@@ -178,7 +178,7 @@ def _leave_unfinished(setting: Setting, progress: Progress, journal: Journal) ->
 def _probe(setting: Setting) -> Any:
     texts = setting.texts["validation"]
     rows = np.linspace(0, len(texts) - 1, min(PROBES, len(texts))).astype(np.int64)
-    return texts.pack(rows, setting.encoder.device)
+    return texts.take(rows)
 
 
 def _provenance(setting: Setting, progress: Progress, proof: Proof) -> dict[str, Any]:

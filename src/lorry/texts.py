@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from lorry.base import BaseModel
-from lorry.encoder import Packed, pack
+from lorry.encoder import Ragged
 from lorry.errors import UserError
 from lorry.pairs import Pairs
 
@@ -55,12 +54,12 @@ class Texts:
         lengths: np.ndarray = self.offsets[rows + 1] - self.offsets[rows]
         return lengths
 
-    def pack(self, rows: np.ndarray, device: torch.device) -> Packed:
-        """Pack the texts of these rows for the encoder."""
+    def take(self, rows: np.ndarray) -> Ragged:
+        """Return the texts of these rows."""
         starts, lengths = self.offsets[rows], self.lengths_of(rows)
         ends = np.cumsum(lengths)
         at = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
-        return pack(self.tokens[at], lengths, device)
+        return Ragged(self.tokens[at], lengths)
 
 
 def load_tokenizer(base: BaseModel) -> Any:

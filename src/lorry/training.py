@@ -232,7 +232,7 @@ def _embed(encoder: Encoder, texts: Texts, rows: np.ndarray, config: TrainConfig
     if config.lora_dropout > 0:
         # The same dropout in both passes over a part, and in a run that was stopped and continued.
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, part)).generate_state(1)[0]))
-    return encoder.embed(texts.pack(rows, encoder.device), dropout=True)
+    return encoder.embed(texts.take(rows), dropout=True)
 
 
 def _resume(
