@@ -135,9 +135,9 @@ def test_a_run_stopped_as_an_epoch_ends_evaluates_that_epoch_when_continued(runs
     assert_as_if_never_stopped(runs, "twice", whole)
 
 
-@pytest.mark.parametrize(("evaluation", "step"), [(2, STEPS // 2), (3, STEPS), (4, STEPS)])
+@pytest.mark.parametrize(("evaluation", "step"), [(1, STEPS // 2), (2, STEPS), (3, STEPS), (4, STEPS)])
 def test_a_stop_during_an_evaluation_gives_it_up_and_keeps_what_was_trained(runs, whole, evaluation, step):
-    """The first is of the base model, then one an epoch, then the merged model's."""
+    """One an epoch, then the base model's, then the merged model's."""
     count = itertools.count(1)
 
     def score(*arguments, **options):

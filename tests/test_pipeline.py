@@ -148,7 +148,7 @@ def test_training_jsonl_has_an_object_a_logged_step(run):
 
 def test_the_log_matches_the_regexes_of_the_post(run):
     assert len(re.findall(r"training loss ([0-9\.]+)", run.log)) >= 6
-    assert len(re.findall(r"eval loss ([0-9\.]+)", run.log)) == 5
+    assert len(re.findall(r"eval loss ([0-9\.]+)", run.log)) == 4, "one an epoch"
 
 
 @pytest.mark.parametrize("definition", METRIC_DEFINITIONS, ids=lambda item: item["Name"])

@@ -57,6 +57,10 @@ class Journal:
         values = " ".join(f"{split}:{name}={value:.4f};" for name, value in metrics.items())
         self.say(f"step={step}/{self.steps}; epoch={epoch:.2f}; eval loss {loss:.4f}; {values}")
 
+    def begin_with(self, *, loss: float, metrics: dict[str, float]) -> None:
+        """Put the evaluation of the base model, step 0, before all other lines."""
+        self.lines.insert(0, {"step": 0, "epoch": 0.0, "eval_loss": loss, **metrics})
+
     def evaluated(self, step: int) -> bool:
         """Return whether there was an evaluation after this step, in this run or the one it continues."""
         return any(line["step"] == step and "eval_loss" in line for line in self.lines)

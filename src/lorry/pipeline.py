@@ -1,4 +1,8 @@
-"""A whole run: read, tokenise, evaluate, train, merge, evaluate again, report. One direction, no going back."""
+"""A whole run: read, tokenise, train, merge, evaluate before and after, report. One direction, no going back.
+
+The base model is evaluated last, from its own files: the first step does not wait for it, nor does a run that goes on
+after a stop.
+"""
 
 from __future__ import annotations
 
@@ -60,16 +64,14 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
     export.check_apart(config)
     export.check_writable(Path(config.model_dir))
     export.check_output(Path(config.output_data_dir))
-    try:
-        setting = prepare(config, stop)
-        before = {name: _score(setting, setting.encoder, name, with_loss=True) for name in _judged(setting)}
-    except StoppedError:
+    setting = prepare(config, stop)
+    if stop is not None and stop.is_set():
         log.info("stopped at step 0 of this run, before training began; earlier checkpoints stay as they are")
         return
-    progress, journal = _train(setting, before)
+    progress, journal = _train(setting)
     try:
         if not progress.stopped:
-            _finish(setting, progress, journal, before, command)
+            _finish(setting, progress, journal, command)
             return
     except StoppedError:  # while the finished model was being evaluated
         progress.stopped = True
@@ -103,21 +105,21 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
     return Setting(config, accelerator, splits, texts, base, encoder, stop)
 
 
-def _judged(setting: Setting) -> list[str]:
-    return [name for name in setting.splits if name != "train"]
-
-
-def _score(setting: Setting, encoder: Encoder, split: str, *, with_loss: bool = False) -> Scored:
+def _score(setting: Setting, encoder: Encoder, split: str) -> Scored:
     texts, pairs = setting.texts[split], setting.splits[split]
-    return evaluation.score(encoder, texts, pairs, setting.config, setting.stop, with_loss=with_loss)
+    return evaluation.score(encoder, texts, pairs, setting.config, setting.stop, with_loss=True)
 
 
-def _train(setting: Setting, before: dict[str, Scored]) -> tuple[Progress, Journal]:
+def _score_model(setting: Setting, base: BaseModel) -> dict[str, Scored]:
+    """Return what a model on disk makes of every split but that of training."""
+    encoder = Encoder(base, setting.encoder.precision, setting.encoder.device)
+    return {name: _score(setting, encoder, name) for name in setting.splits if name != "train"}
+
+
+def _train(setting: Setting) -> tuple[Progress, Journal]:
     config, pairs = setting.config, setting.splits["train"]
     plan = Plan(pairs.query, config.batch_size, config.epochs, config.seed)
     journal = Journal(plan.steps)
-    first = before["validation"]
-    journal.evaluate(0, epoch=0, split="validation", loss=first.loss or 0.0, metrics=first.metrics)
     store = None
     if config.checkpoint_dir:
         store = Store(Path(config.checkpoint_dir), config, pairs.fingerprint(), setting.encoder.fingerprint())
@@ -129,23 +131,24 @@ def _train(setting: Setting, before: dict[str, Scored]) -> tuple[Progress, Journ
         accelerator=setting.accelerator,
         journal=journal,
         plan=plan,
-        validate=lambda: _score(setting, setting.encoder, "validation", with_loss=True),
+        validate=lambda: _score(setting, setting.encoder, "validation"),
         store=store,
         stop=setting.stop,
     )
     return progress, journal
 
 
-def _finish(setting: Setting, progress: Progress, journal: Journal, before: dict[str, Scored], command: str) -> None:
-    """Merge, prove, evaluate again, and put model and results in place."""
+def _finish(setting: Setting, progress: Progress, journal: Journal, command: str) -> None:
+    """Merge, prove, evaluate the base model and the merged one, and put model and results in place."""
     config, output = setting.config, Path(setting.config.output_data_dir)
+    before = _score_model(setting, setting.base)
+    journal.begin_with(loss=before["validation"].loss or 0.0, metrics=before["validation"].metrics)
     with export.staging(Path(config.model_dir)) as folder:
         proof = export.write_model(folder, setting.encoder, _probe(setting))
         log.info(
             "merged: cosine to base + adapter %.6f, to the base %.4f", proof.merged_to_adapter, proof.merged_to_base
         )
-        merged = Encoder(find_base(str(folder), config.max_length), setting.encoder.precision, setting.encoder.device)
-        after = {name: _score(setting, merged, name) for name in before}
+        after = _score_model(setting, find_base(str(folder), config.max_length))
         facts = _facts(setting, progress, journal, before, after, command)
         export.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
         report.write_model_card(folder, facts)

@@ -99,7 +99,7 @@ def fit(
 
     while not progress.stopped:
         epoch = progress.step / plan.steps_per_epoch
-        if progress.step % plan.steps_per_epoch == 0 and not journal.evaluated(progress.step):
+        if progress.step and progress.step % plan.steps_per_epoch == 0 and not journal.evaluated(progress.step):
             paused = time.perf_counter()
             try:
                 scored = validate()
