@@ -18,7 +18,7 @@ else
 endif
 INSTALL_TORCH ?= $(BIN)/pip install --quiet $(TORCH)
 
-.PHONY: setup train test lint test-slow test-image homedepot quality requirements clean
+.PHONY: setup train test lint test-slow test-image homedepot quality bench requirements clean
 
 setup: .venv/ready
 
@@ -55,6 +55,10 @@ homedepot: setup
 
 quality: setup
 	$(BIN)/python benchmarks/quality.py
+
+# Speed and memory beside sentence-transformers and the blog post's way, in turns; best on a machine that does nothing else.
+bench: setup
+	$(BIN)/python benchmarks/throughput.py
 
 # What the image installs: its Python and platform, every version and hash.
 LOCK = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/uv pip compile --quiet --generate-hashes \

@@ -1,0 +1,355 @@
+"""Who takes part in `benchmarks/throughput.py`, each in a process of its own.
+
+    python benchmarks/contestants.py TASK CONTESTANT FILE BATCH_SIZE PRECISION
+
+FILE is a parquet file of `query, text, gain, query_tokens, text_tokens`. The process gets ready, prints a line of JSON,
+and then, for every number of seconds that it reads, works at least that long (one step, or one pass over all texts, at
+the least) and prints what it did. All train the same adapters (rank 8, alpha 32, on query, key and value) on the same
+pairs with CoSENT.
+
+- lorry: the project's own training step, encoder and tokeniser.
+- st: sentence-transformers with PEFT, used as its documentation shows.
+- post: the way of the blog post that Lorry began from, written anew: both sides padded to 240 tokens.
+- peak: nothing but matrix products of the sizes that such a model is made of.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+LORA: dict[str, Any] = {"r": 8, "lora_alpha": 32, "target_modules": ["query", "key", "value"]}
+POST_LENGTH = 240  # tokens to which the post pads both sides
+ENDLESS = 100_000  # epochs: the other side says when it is enough
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done."""
+
+    file: Path
+    batch_size: int
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision as torch calls it."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the file's columns."""
+        columns: dict[str, list[Any]] = pq.read_table(self.file).to_pydict()
+        return columns
+
+
+class Stopwatch:
+    """Answers the other side: works as long as told, then says what was done and waits."""
+
+    def wait(self) -> None:
+        """Wait for a number of seconds; end the process where no more comes."""
+        line = sys.stdin.readline()
+        if not line:
+            sys.exit()
+        self.steps = self.pairs = self.tokens = 0
+        self.flop, self.wanted, self.began = 0.0, float(line), time.perf_counter()
+
+    def step(self, pairs: int, tokens: float, flop_per_token: float) -> None:
+        """Count a step, or a pass.
+
+        Args:
+            pairs: Pairs, or texts, that were done.
+            tokens: Their real tokens, without padding.
+            flop_per_token: Of the model's matrix products.
+        """
+        self.steps, self.pairs, self.tokens = self.steps + 1, self.pairs + pairs, self.tokens + round(tokens)
+        self.flop += tokens * flop_per_token
+        took = time.perf_counter() - self.began
+        if took >= self.wanted:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            names = ("steps", "pairs", "tokens", "flop")
+            tell({**{name: getattr(self, name) for name in names}, "seconds": took, "peak_memory_bytes": memory})
+            self.wait()
+
+
+def main() -> None:
+    """Get ready, then work as long as told, again and again."""
+    task, contestant, file, batch_size, precision = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    _limit_memory()
+    try:
+        CONTESTANTS[f"{task} {contestant}"](Job(Path(file), int(batch_size), precision), Stopwatch())
+    except (RuntimeError, MemoryError) as error:
+        if "alloc" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        tell({"error": "out of memory"})
+
+
+def tell(answer: dict[str, Any]) -> None:
+    """Print a line for the process that started this one."""
+    print(json.dumps(answer), flush=True)
+
+
+def _limit_memory() -> None:
+    """Where memory does not do, fail by ourselves rather than have the system end some process."""
+    total = int(Path("/proc/meminfo").read_text("utf-8").split()[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (int(total * 0.9), int(total * 0.9)))
+
+
+def flop_per_token(model: torch.nn.Module, *, training: bool) -> float:
+    """Return the floating-point operations that a token takes in the model's matrix products.
+
+    Two a weight in the forward pass and two more for the gradient of the input: frozen weights have none of their own.
+    Adapters and attention, a few per cent, are not counted.
+    """
+    linear = [
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "lora_" not in name and "pooler" not in name
+    ]
+    return (4.0 if training else 2.0) * sum(linear)
+
+
+def _base() -> Any:
+    from lorry.base import find_base
+
+    return find_base("bundled")
+
+
+def _lorry(job: Job) -> Any:
+    """Return the pairs and their tokens, as Lorry reads them."""
+    from lorry.config import PairOptions
+    from lorry.pairs import read_channel
+    from lorry.texts import tokenize
+
+    pairs = read_channel(job.file, PairOptions(label_column="gain", positive_threshold=0.5))["all"]
+    return pairs, tokenize(pairs, _base())
+
+
+def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
+    """Train with Lorry's own steps."""
+    from accelerate import Accelerator
+
+    from lorry.config import TrainConfig
+    from lorry.encoder import Encoder
+    from lorry.plan import Plan
+    from lorry.training import make_batch, update
+
+    config = TrainConfig(loss="cosent", batch_size=job.batch_size)
+    pairs, texts = _lorry(job)
+    accelerator = Accelerator(cpu=True)
+    encoder = Encoder(_base(), job.precision, accelerator.device)
+    encoder.add_lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, targets="", seed=0)
+    adapters = list(encoder.adapters().values())
+    optimizer = torch.optim.AdamW(adapters, lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    plan = Plan(pairs.query, job.batch_size, ENDLESS, seed=0)
+    cost = flop_per_token(encoder.model, training=True)
+    tell({"ready": True})
+    stopwatch.wait()
+    for step in range(plan.steps):
+        batch = make_batch(texts, pairs, plan.batch(step), accelerator.device)
+        update(encoder, texts, batch, config, step, accelerator, scaler).item()
+        accelerator.clip_grad_norm_(adapters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        stopwatch.step(batch.pairs, int(texts.lengths_of(batch.rows).sum()), cost)
+
+
+def _sentence_transformer(**options: Any) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(_base().folder), device="cpu", local_files_only=True, **options)
+
+
+def st_train(job: Job, stopwatch: Stopwatch) -> None:
+    """Train with sentence-transformers' trainer."""
+    from datasets import Dataset
+    from peft import LoraConfig, TaskType
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.losses import CoSENTLoss
+    from transformers import TrainerCallback
+
+    model = _sentence_transformer()
+    model.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **LORA))
+    rows = Dataset.from_parquet(str(job.file))
+    pairs = min(job.batch_size, len(rows))
+    tokens = pairs * (np.mean(rows["query_tokens"]) + np.mean(rows["text_tokens"]))  # batches are drawn at random
+    cost = flop_per_token(model, training=True)
+
+    class Counting(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            stopwatch.step(pairs, tokens, cost)
+
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=job.batch_size,
+        num_train_epochs=ENDLESS,
+        learning_rate=1e-3,
+        bf16=job.precision == "bf16",
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_drop_last=pairs == job.batch_size,
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows.select_columns(["query", "text", "gain"]).rename_column("gain", "score"),
+        loss=CoSENTLoss(model),
+        callbacks=[Counting()],
+    )
+    tell({"ready": True})
+    stopwatch.wait()
+    trainer.train()
+
+
+def post_train(job: Job, stopwatch: Stopwatch) -> None:
+    """Train as the blog post does: a plain loop over padded pairs, PEFT's own layers, a pass for each side."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers import AutoModel, AutoTokenizer
+
+    from lorry.losses import cosent_loss
+
+    folder, columns = _base().folder, job.columns()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = get_peft_model(
+        AutoModel.from_pretrained(folder), LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **LORA)
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    cost = flop_per_token(model, training=True)
+    rows = np.arange(len(columns["gain"]))
+    tokens = np.array(columns["query_tokens"]) + np.array(columns["text_tokens"])
+
+    def embed(texts: list[str]) -> torch.Tensor:
+        options = {"padding": "max_length", "truncation": True, "max_length": POST_LENGTH, "return_tensors": "pt"}
+        batch = tokenizer(texts, **options)
+        hidden = model(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None]
+        return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+
+    tell({"ready": True})
+    stopwatch.wait()
+    for epoch in range(ENDLESS):
+        np.random.default_rng(epoch).shuffle(rows)
+        for start in range(0, len(rows), job.batch_size):
+            some = rows[start : start + job.batch_size]
+            with torch.autocast("cpu", job.dtype, enabled=job.precision == "bf16"):
+                query, text = (embed([columns[name][row] for row in some]) for name in ("query", "text"))
+            gain = torch.tensor([columns["gain"][row] for row in some])
+            loss = cosent_loss((query.float() * text.float()).sum(1), gain, 20.0)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            stopwatch.step(len(some), int(tokens[some].sum()), cost)
+
+
+def _unique(job: Job) -> tuple[list[str], int]:
+    """Return the unique texts, queries first, and the number of their tokens."""
+    columns = job.columns()
+    found = [dict(zip(columns[name], columns[f"{name}_tokens"], strict=True)) for name in ("query", "text")]
+    return [text for side in found for text in side], sum(sum(side.values()) for side in found)
+
+
+def lorry_encode(job: Job, stopwatch: Stopwatch) -> None:
+    """Encode every unique text as `lorry evaluate` does."""
+    from lorry.encoder import Encoder
+    from lorry.evaluation import embed_all
+
+    _, texts = _lorry(job)
+    encoder = Encoder(_base(), job.precision, torch.device("cpu"))
+    cost = flop_per_token(encoder.model, training=False)
+    tell({"ready": True})
+    stopwatch.wait()
+    while True:
+        embed_all(encoder, texts, job.batch_size)
+        stopwatch.step(len(texts), int(texts.lengths.sum()), cost)
+
+
+def st_encode(job: Job, stopwatch: Stopwatch) -> None:
+    """Encode every unique text with `SentenceTransformer.encode`."""
+    model = _sentence_transformer(model_kwargs={"dtype": job.dtype})
+    texts, tokens = _unique(job)
+    cost = flop_per_token(model, training=False)
+    tell({"ready": True})
+    stopwatch.wait()
+    while True:
+        model.encode(texts, batch_size=job.batch_size, show_progress_bar=False, convert_to_tensor=True)
+        stopwatch.step(len(texts), tokens, cost)
+
+
+def lorry_tokenize(job: Job, stopwatch: Stopwatch) -> None:
+    """Tokenise the pairs as every run of Lorry does whose texts are new: once, into files."""
+    from lorry.texts import tokenize
+
+    pairs, texts = _lorry(job)
+    tell({"ready": True})
+    stopwatch.wait()
+    while True:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenize(pairs, _base(), Path(folder))
+        stopwatch.step(len(pairs), int(texts.lengths.sum()), 0)
+
+
+def st_tokenize(job: Job, stopwatch: Stopwatch) -> None:
+    """Tokenise the pairs as sentence-transformers does in every epoch: a batch at a time, each side padded."""
+    model, columns = _sentence_transformer(), job.columns()
+    tokens = sum(columns["query_tokens"]) + sum(columns["text_tokens"])
+    tell({"ready": True})
+    stopwatch.wait()
+    while True:
+        for start in range(0, len(columns["gain"]), job.batch_size):
+            for side in ("query", "text"):
+                model.tokenize(columns[side][start : start + job.batch_size])
+        stopwatch.step(len(columns["gain"]), tokens, 0)
+
+
+def peak(job: Job, stopwatch: Stopwatch) -> None:
+    """Multiply matrices: large square ones, and those of a small encoder's layers; the quickest kind counts."""
+    shapes = [(2048, 2048, 2048), (4096, 384, 1536), (4096, 1536, 384), (8192, 768, 3072)]
+    pairs = [
+        (torch.randn(rows, inner, dtype=job.dtype), torch.randn(inner, columns, dtype=job.dtype))
+        for rows, inner, columns in shapes
+    ]
+    for left, right in pairs:
+        left @ right
+    tell({"ready": True})
+    stopwatch.wait()
+    while True:
+        best = 0.0
+        for left, right in pairs:
+            for _ in range(5):
+                began = time.perf_counter()
+                left @ right
+                best = max(best, 2 * left.numel() * right.shape[1] / (time.perf_counter() - began))
+        stopwatch.step(1, 1, best)
+
+
+CONTESTANTS: dict[str, Callable[[Job, Stopwatch], None]] = {
+    "train lorry": lorry_train,
+    "train st": st_train,
+    "train post": post_train,
+    "encode lorry": lorry_encode,
+    "encode st": st_encode,
+    "tokenize lorry": lorry_tokenize,
+    "tokenize st": st_tokenize,
+    "peak torch": peak,
+}
+
+if __name__ == "__main__":
+    main()
