@@ -146,7 +146,7 @@ def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
     from lorry.config import TrainConfig
     from lorry.encoder import Encoder
     from lorry.plan import Plan
-    from lorry.training import make_batch, update
+    from lorry.step import make_batch, update
 
     config = TrainConfig(loss="cosent", batch_size=job.batch_size)
     pairs, texts = _lorry(job)

@@ -12,12 +12,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from lorry.base import find_base
 from lorry.config import TrainConfig
 from lorry.encoder import Encoder
+from lorry.errors import UserError
 from lorry.evaluation import Scored
 from lorry.journal import Journal
 from lorry.pairs import read_channel
 from lorry.plan import Plan
+from lorry.step import make_batch, split_by_tokens, update, update_within_memory
 from lorry.texts import tokenize
-from lorry.training import fit, learning_rate, make_batch, split_by_tokens, update
+from lorry.training import fit, learning_rate
 
 LOSSES = ["cosine", "infonce", "cosent", "infonce+cosent"]
 CPU = torch.device("cpu")
@@ -56,7 +58,7 @@ class Ground:
         for weight in encoder.adapters().values():
             weight.grad = None
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        loss = update(encoder, self.texts, batch, config, step, self.accelerator, scaler)
+        loss = update(encoder, self.texts, batch, config, step, self.accelerator, scaler, config.micro_batch_tokens)
         return float(loss), {name: weight.grad.clone() for name, weight in encoder.adapters().items()}
 
     def fit(self, encoder, config):
@@ -129,6 +131,59 @@ def test_dropout_changes_from_step_to_step_but_not_between_runs(ground):
     assert first != other
     torch.manual_seed(99)
     assert ground.update(encoder, batch, config, 3)[0] == first
+
+
+def with_room_for(encoder, most):
+    """Let the encoder run out of memory, as a GPU says it, above so many tokens; return the sizes that were tried."""
+    embed, tried = encoder.embed, []
+
+    def limited(texts, **options):
+        tried.append(int(texts.lengths.sum()))
+        if tried[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return embed(texts, **options)
+
+    encoder.embed = limited
+    return tried
+
+
+def test_where_memory_runs_out_the_update_is_the_same_in_smaller_parts(ground, caplog):
+    config = TrainConfig()
+    encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
+    whole_loss, whole = ground.update(encoder, batch, config)
+    for weight in encoder.adapters().values():
+        weight.grad = None
+    tokens = int(ground.texts.lengths_of(batch.rows).sum())
+    tried = with_room_for(encoder, tokens // 3)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    logging.getLogger("lorry").addHandler(caplog.handler)
+    rest = (encoder, ground.texts, batch, config, 0, ground.accelerator, scaler)
+    loss, most = update_within_memory(*rest, 0)
+    assert float(loss) == pytest.approx(whole_loss, rel=1e-6)
+    parts = {name: weight.grad for name, weight in encoder.adapters().items()}
+    assert float((flat(parts) - flat(whole)).norm() / flat(whole).norm()) < 1e-6
+    assert most == tokens // 4
+    assert tried[0] == tokens
+    assert "memory ran out" in caplog.text
+    tried.clear()
+    assert update_within_memory(*rest, most)[1] == most
+    assert max(tried) <= most, "the next step does not try again what failed"
+
+
+def test_no_memory_for_one_text_is_an_error_and_other_errors_stay_what_they_are(ground):
+    config = TrainConfig()
+    encoder, batch = ground.encoder(config), ground.batch(range(0, 60))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    with_room_for(encoder, 2)
+    with pytest.raises(UserError, match=r"no memory for a single text of \d+ tokens\. Lower max_length"):
+        update_within_memory(encoder, ground.texts, batch, config, 0, ground.accelerator, scaler, 0)
+
+    def broken(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    encoder.embed = broken
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        update_within_memory(encoder, ground.texts, batch, config, 0, ground.accelerator, scaler, 0)
 
 
 def test_parts_hold_every_text_once_and_no_more_tokens_than_allowed():

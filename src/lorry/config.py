@@ -66,7 +66,7 @@ class TrainConfig(PairOptions):
     batch_size: int = option(240, "pairs an update", minimum=1)
     eval_batch_size: int = option(256, "texts encoded at once in evaluation", minimum=1)
     micro_batch_tokens: int = option(
-        0, "most tokens in one forward pass (the update stays that of the whole batch); 0: by memory", minimum=0
+        0, "most tokens in one forward pass (the update stays that of the whole batch); 0: what memory holds", minimum=0
     )
     lr: float = option(1e-3, "peak learning rate of AdamW", above=0)
     warmup: float = option(0.1, "share of the steps over which the rate rises", minimum=0, maximum=1)

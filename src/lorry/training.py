@@ -1,7 +1,8 @@
 """The training loop, top to bottom.
 
 A step: the batch's unique queries and texts are encoded in one forward pass, the loss compares them, AdamW updates the
-adapters. A batch too large for one pass is encoded in parts and still makes the same update (see `update`).
+adapters. A batch too large for one pass is encoded in parts and still makes the same update (see `step.py`); how many
+tokens fit is measured before the first step, and halved where memory runs out all the same.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -25,11 +25,12 @@ from lorry.checkpoint import Checkpoint, Store, optimizer_moments, restore_momen
 from lorry.config import TrainConfig
 from lorry.encoder import Encoder
 from lorry.errors import UserError
-from lorry.evaluation import Scored, judge
+from lorry.evaluation import Scored
 from lorry.journal import Journal
-from lorry.losses import Judged, batch_loss
+from lorry.memory import tokens_that_fit
 from lorry.pairs import Pairs
 from lorry.plan import Plan
+from lorry.step import make_batch, update_within_memory
 from lorry.stopping import StoppedError
 from lorry.texts import Texts
 
@@ -44,18 +45,9 @@ class Progress:
     pairs: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    micro_batch_tokens: int = 0
+    """Most tokens of a forward pass, 0 for any number: kept, so that a run that goes on cuts its batches alike."""
     stopped: bool = False
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Pairs of a batch and the unique texts they need."""
-
-    rows: np.ndarray
-    """[n] rows in the table of texts: the unique queries, then the unique product texts."""
-    queries: int
-    judged: Judged
-    pairs: int
 
 
 def fit(
@@ -94,6 +86,7 @@ def fit(
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=encoder.precision == "fp16")
     losses: list[Tensor] = []  # since the last logged line
     progress = _resume(store, weights, optimizer, scaler, journal, losses)
+    most = config.micro_batch_tokens or progress.micro_batch_tokens or tokens_that_fit(encoder, texts)
     journal.start(progress.step)
     began = time.perf_counter() - progress.seconds
 
@@ -115,17 +108,16 @@ def fit(
         if progress.step == plan.steps:
             break
         batch = make_batch(texts, pairs, plan.batch(progress.step), accelerator.device)
-        rate = learning_rate(progress.step, plan.steps, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        losses.append(update(encoder, texts, batch, config, progress.step, accelerator, scaler))
+        optimizer.param_groups[0]["lr"] = rate = learning_rate(progress.step, plan.steps, config)
+        loss, most = update_within_memory(encoder, texts, batch, config, progress.step, accelerator, scaler, most)
+        losses.append(loss)
         scaler.unscale_(optimizer)
         accelerator.clip_grad_norm_(weights.values(), config.max_grad_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
 
-        progress.step += 1
+        progress.step, progress.micro_batch_tokens = progress.step + 1, most
         progress.pairs += batch.pairs
         progress.tokens += int(texts.lengths_of(batch.rows).sum())
         progress.seconds = time.perf_counter() - began
@@ -147,72 +139,6 @@ def fit(
     return progress
 
 
-def update(
-    encoder: Encoder,
-    texts: Texts,
-    batch: Batch,
-    config: TrainConfig,
-    step: int,
-    accelerator: Accelerator,
-    scaler: torch.amp.GradScaler,
-) -> Tensor:
-    """Add the gradients of the batch's loss to the adapters and return the loss.
-
-    A batch of more than `micro_batch_tokens` tokens is encoded in parts: first without a graph, to get the loss and its
-    gradient at every embedding; then part by part with one, each pulling its own share back. In-batch losses need this,
-    since they compare texts of different parts. Gao et al. 2021 (GradCache), https://arxiv.org/abs/2101.06983
-    """
-
-    def loss_of(embeddings_ND: Tensor) -> Tensor:
-        query_QD, text_ND = embeddings_ND.split([batch.queries, len(batch.rows) - batch.queries])
-        return batch_loss(config, query_QD, text_ND, batch.judged)
-
-    parts = split_by_tokens(texts.lengths_of(batch.rows), config.micro_batch_tokens)
-    if len(parts) == 1:
-        loss = loss_of(_embed(encoder, texts, batch.rows, config, step, 0))
-        accelerator.backward(scaler.scale(loss))
-        return loss.detach()
-    with torch.no_grad():
-        pieces = [_embed(encoder, texts, batch.rows[part], config, step, at) for at, part in enumerate(parts)]
-    whole = torch.from_numpy(np.concatenate(parts))
-    embeddings_ND = torch.empty_like(torch.cat(pieces))
-    embeddings_ND[whole] = torch.cat(pieces)
-    embeddings_ND.requires_grad_()
-    loss = loss_of(embeddings_ND)
-    accelerator.backward(scaler.scale(loss))
-    assert embeddings_ND.grad is not None
-    for at, part in enumerate(parts):
-        piece = _embed(encoder, texts, batch.rows[part], config, step, at)
-        piece.backward(embeddings_ND.grad[torch.from_numpy(part)])
-    return loss.detach()
-
-
-def split_by_tokens(lengths: np.ndarray, most: int) -> list[np.ndarray]:
-    """Return parts of the texts, each of like lengths and of `most` tokens at most (0: one part).
-
-    A text longer than `most` is a part of its own.
-    """
-    if not most or lengths.sum() <= most:
-        return [np.arange(len(lengths))]
-    by_length = np.argsort(lengths, kind="stable")
-    parts: list[np.ndarray] = []
-    first, total = 0, 0
-    for place, length in enumerate(lengths[by_length]):
-        if total and total + length > most:
-            parts.append(by_length[first:place])
-            first, total = place, 0
-        total += int(length)
-    return [*parts, by_length[first:]]
-
-
-def make_batch(texts: Texts, pairs: Pairs, chosen: np.ndarray, device: torch.device) -> Batch:
-    """Gather what a step needs of the chosen pairs: each unique text once."""
-    queries, query = np.unique(pairs.query[chosen], return_inverse=True)
-    products, text = np.unique(pairs.text[chosen], return_inverse=True)
-    rows = np.concatenate([queries, products.astype(np.int64) + texts.queries])
-    return Batch(rows, len(queries), judge(pairs, chosen, query, text, device), len(chosen))
-
-
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """Return the rate of update `step`: a linear rise over the warm-up, then a linear fall towards 0."""
     rise = int(steps * config.warmup)
@@ -226,13 +152,6 @@ def peak_memory(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
-
-
-def _embed(encoder: Encoder, texts: Texts, rows: np.ndarray, config: TrainConfig, step: int, part: int) -> Tensor:
-    if config.lora_dropout > 0:
-        # The same dropout in both passes over a part, and in a run that was stopped and continued.
-        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, part)).generate_state(1)[0]))
-    return encoder.embed(texts.take(rows), dropout=True)
 
 
 def _resume(
@@ -266,7 +185,8 @@ def _checkpoint(
     journal: Journal,
     losses: list[Tensor],
 ) -> Checkpoint:
-    counters = {name: getattr(progress, name) for name in ("step", "pairs", "tokens", "seconds")}
+    names = ("step", "pairs", "tokens", "seconds", "micro_batch_tokens")
+    counters = {name: getattr(progress, name) for name in names}
     return Checkpoint(
         progress.step,
         {name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
