@@ -154,7 +154,7 @@ def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
     encoder = Encoder(_base(), job.precision, accelerator.device)
     encoder.add_lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, targets="", seed=0)
     adapters = list(encoder.adapters().values())
-    optimizer = torch.optim.AdamW(adapters, lr=1e-3)
+    optimizer = torch.optim.AdamW(adapters, lr=1e-3, foreach=True)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     plan = Plan(pairs.query, job.batch_size, ENDLESS, seed=0)
     cost = flop_per_token(encoder.model, training=True)

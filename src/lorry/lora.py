@@ -97,20 +97,19 @@ class FusedLoRA(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Return gradients of x, A and B; the frozen weight gets none."""
         x, full, *cast = ctx.saved_tensors
-        grads: list[Tensor] = []
-        lows = torch.nn.functional.linear(x, torch.cat(cast[::2]))  # [T, ranks] x A^T of every projection
-        row = column = 0
-        backs = []
-        for b, scale in zip(cast[1::2], ctx.scales, strict=True):
+        all_a = torch.cat(cast[::2])  # [ranks, in]
+        scaled_b = [b * scale for b, scale in zip(cast[1::2], ctx.scales, strict=True)]
+        # All projections in one product each: a product of a few columns costs nearly as much as one of many, so it
+        # pays to compute the blocks off the diagonal too and to leave them.
+        grad_a = ((grad @ torch.block_diag(*scaled_b)).t() @ x).float()  # [ranks, in]
+        crossed = (grad.t() @ (x @ all_a.t())).float()  # [out, ranks]
+        grads, row, column = [], 0, 0
+        for b, scale in zip(scaled_b, ctx.scales, strict=True):
             out, rank = b.shape
-            part = grad[:, row : row + out]
-            grads.append((part.t() @ lows[:, column : column + rank]).float().mul_(scale))
-            backs.append((part @ b).mul_(scale))
+            grads.append(grad_a[column : column + rank])
+            grads.append(crossed[row : row + out, column : column + rank] * scale)
             row, column = row + out, column + rank
-        grad_a = (torch.cat(backs, 1).t() @ x).float()  # [ranks, in]
-        pieces = grad_a.split([b.shape[1] for b in cast[1::2]])
-        ordered = [item for pair in zip(pieces, grads, strict=True) for item in pair]
-        return grad @ full if ctx.needs_input_grad[0] else None, None, None, None, *ordered
+        return grad @ full if ctx.needs_input_grad[0] else None, None, None, None, *grads
 
 
 class Siblings:

@@ -81,7 +81,7 @@ def fit(
         What was done, with `stopped` where it ended early.
     """
     weights = encoder.adapters()
-    optimizer = torch.optim.AdamW(list(weights.values()), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(list(weights.values()), lr=config.lr, weight_decay=config.weight_decay, foreach=True)
     # fp16 gradients underflow without a scale; the masters and their gradients are fp32.
     scaler = torch.amp.GradScaler(accelerator.device.type, enabled=encoder.precision == "fp16")
     losses: list[Tensor] = []  # since the last logged line
