@@ -15,11 +15,13 @@ from lorry.encoder import Encoder
 from lorry.errors import UserError
 from lorry.evaluation import Scored
 from lorry.journal import Journal
+from lorry.losses import batch_loss
 from lorry.pairs import read_channel
 from lorry.plan import Plan
 from lorry.step import make_batch, split_by_tokens, update, update_within_memory
 from lorry.texts import tokenize
 from lorry.training import fit, learning_rate
+from test_encoder import padded_embeddings, plain
 
 LOSSES = ["cosine", "infonce", "cosent", "infonce+cosent"]
 CPU = torch.device("cpu")
@@ -131,6 +133,35 @@ def test_dropout_changes_from_step_to_step_but_not_between_runs(ground):
     assert first != other
     torch.manual_seed(99)
     assert ground.update(encoder, batch, config, 3)[0] == first
+
+
+def test_the_loss_curve_is_that_of_a_padded_loop(ground):
+    """Packing, fused adapters and unique texts change nothing: step by step the loss of plain transformers and PEFT."""
+    config = TrainConfig(batch_size=40, epochs=3, lr=0.01, log_every=1)
+    encoder = ground.encoder(config)
+    targets = encoder.model.peft_config["default"].target_modules
+    model = plain(ground.base.folder, targets, {"rank": config.lora_rank, "alpha": config.lora_alpha})
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    for name, weight in encoder.adapters().items():
+        weights[name].data.copy_(weight)
+    _, lines = ground.fit(encoder, config)
+
+    plan = Plan(ground.pairs.query, config.batch_size, config.epochs, config.seed)
+    optimizer = torch.optim.AdamW(weights.values(), lr=config.lr, weight_decay=config.weight_decay)
+    losses = []
+    for step in range(plan.steps):
+        batch = ground.batch(plan.batch(step))
+        texts = [ground.texts.take(np.array([row])).ids.astype(np.int64) for row in batch.rows]
+        query, text = padded_embeddings(model, texts, "mean").split([batch.queries, len(texts) - batch.queries])
+        loss = batch_loss(config, query, text, batch.judged)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights.values(), config.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, plan.steps, config)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-4)
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def with_room_for(encoder, most):
