@@ -1,6 +1,7 @@
 """The command line: parse, then call.
 
 lorry train --train DIR [--validation DIR] [--test DIR] --model_dir OUT --output_data_dir OUT2 [--epochs 1 ...]
+lorry plan --train DIR [--validation DIR] [--test DIR] [--epochs 1 ...]
 lorry evaluate --model M [--model M2 ...] --data DIR --output metrics.json
 lorry submit --image URI --role ARN --train s3://... --output s3://...
 lorry jobs status|logs|stop|fetch NAME
@@ -74,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     add_options(train, TrainConfig)
     train.set_defaults(call=_train, options=(TrainConfig,))
 
+    plan = commands.add_parser(
+        "plan",
+        help="say how long such a training would take, and what it would cost on rented GPUs",
+        allow_abbrev=False,
+    )
+    add_options(plan, TrainConfig)
+    plan.set_defaults(call=_plan, options=(TrainConfig,))
+
     evaluate = commands.add_parser("evaluate", help="score any models side by side on judged pairs", allow_abbrev=False)
     evaluate.add_argument("--model", action="append", required=True, help="Hub id, folder or bundled; may be repeated")
     evaluate.add_argument("--data", required=True, help="folder of judged pairs")
@@ -123,6 +132,13 @@ def _train(arguments: argparse.Namespace) -> None:
     from lorry.stopping import stop_on_signals
 
     run(config, stop_on_signals(), shlex.join(["lorry", *sys.argv[1:]]))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    config = from_strings(TrainConfig, _given(arguments, TrainConfig))
+    from lorry.forecast import forecast
+
+    log.info("%s", forecast(config))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
