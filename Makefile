@@ -18,7 +18,7 @@ else
 endif
 INSTALL_TORCH ?= $(BIN)/pip install --quiet $(TORCH)
 
-.PHONY: setup train test lint test-slow test-image homedepot quality bench requirements clean
+.PHONY: setup train test lint test-slow test-image homedepot quality scale bench requirements clean
 
 setup: .venv/ready
 
@@ -59,6 +59,10 @@ quality: setup
 # Speed and memory beside sentence-transformers and the blog post's way, in turns; best on a machine that does nothing else.
 bench: setup
 	$(BIN)/python benchmarks/throughput.py
+
+# What reading, tokenising and planning cost up to five million made-up pairs.
+scale: setup
+	$(BIN)/python benchmarks/scale.py
 
 # What the image installs: its Python and platform, every version and hash.
 LOCK = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/uv pip compile --quiet --generate-hashes \

@@ -275,7 +275,9 @@ def test_help_lists_the_commands():
     assert all(command in done.stdout for command in ("train", "plan", "evaluate", "submit", "jobs"))
 
 
-@pytest.mark.parametrize(("command", "options"), [("train", TrainConfig), ("plan", TrainConfig), ("submit", JobOptions)])
+@pytest.mark.parametrize(
+    ("command", "options"), [("train", TrainConfig), ("plan", TrainConfig), ("submit", JobOptions)]
+)
 def test_help_of_a_command_lists_every_field_with_its_default(command, options):
     done = run(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")

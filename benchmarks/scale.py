@@ -1,0 +1,173 @@
+"""What reading, tokenising and planning cost as the pairs grow: `make scale` writes the table and scale.json.
+
+    python benchmarks/scale.py [--pairs N ...] [--output benchmarks/results/scale.json]
+
+N judged pairs are made up (a fifth as many unique texts, a twentieth as many queries) and written to a temporary
+folder. A fresh process then does with them what a run does before its first step, by the run's own functions, and
+tells how long each part took, how much time of all cores that was together (which says more on a busy machine), and
+the most memory it ever held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from lorry.base import find_base
+from lorry.config import TrainConfig
+from lorry.pairs import read_splits
+from lorry.plan import Plan
+from lorry.step import make_batch
+from lorry.texts import load_tokenizer, tokenize
+
+SIZES = (50_000, 500_000, 5_000_000)
+PAIRS_A_QUERY = 20
+PAIRS_A_TEXT = 5
+STRIDE = 7_919  # a prime, so that the pairs of a query have texts of their own
+ROWS = 200_000  # written at once
+STEPS = 200  # of which batches are timed
+COLUMNS = {
+    "pairs": ("pairs", "{:,}"),
+    "texts": ("texts", "{:,}"),
+    "read, s": ("read_seconds", "{:.1f}"),
+    "tokenise, s": ("tokenize_seconds", "{:.1f}"),
+    "again, s": ("again_seconds", "{:.2f}"),
+    "order of an epoch, s": ("order_seconds", "{:.2f}"),
+    "batch, ms": ("batch_ms", "{:.2f}"),
+    "CPU in all, s": ("cpu_seconds", "{:.1f}"),
+    "peak, GB": ("peak_gb", "{:.2f}"),
+}
+T = TypeVar("T")
+
+
+def main() -> None:
+    """Measure every size and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", action="append", type=int, help=f"how many; repeat for more (default: {SIZES})")
+    parser.add_argument("--output", default="benchmarks/results/scale.json")
+    parser.add_argument("--measure", help="folder of pairs that this process is to measure, and no more")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(Path(arguments.measure))))
+        return
+    rows = []
+    for pairs in arguments.pairs or SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            write_pairs(Path(folder) / "train", pairs)
+            command = [sys.executable, __file__, "--measure", folder]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows.append(json.loads(done.stdout))
+    Path(arguments.output).write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
+    print(table(rows))
+
+
+def write_pairs(folder: Path, pairs: int) -> None:
+    """Write `pairs` judged pairs as one parquet file; the same ones whenever it is called."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    words = _words()
+    queries = _phrases(words, -(-pairs // PAIRS_A_QUERY), 2, 5, random)
+    texts = _phrases(words, pairs // PAIRS_A_TEXT, 6, 19, random)
+    labels = pa.array(["E", "S", "C", "I"])
+    schema = pa.schema([("query", pa.large_string()), ("product_title", pa.large_string()), ("label", pa.string())])
+    with pq.ParquetWriter(folder / "pairs.parquet", schema) as file:
+        for start in range(0, pairs, ROWS):
+            row = np.arange(start, min(start + ROWS, pairs))
+            query = queries.take(pa.array(row // PAIRS_A_QUERY))
+            text = texts.take(pa.array(row * STRIDE % len(texts)))
+            label = labels.take(pa.array(random.choice(4, len(row), p=[0.4, 0.3, 0.1, 0.2])))
+            file.write_table(pa.table([query, text, label], schema=schema))
+
+
+def _words() -> pa.Array:
+    """Return whole words of the bundled model's vocabulary, so that texts have as many tokens as real ones."""
+    vocabulary = load_tokenizer(find_base("bundled")).get_vocab()
+    return pa.array(sorted(word for word in vocabulary if word.isalpha() and word.isascii()), pa.large_string())
+
+
+def _phrases(words: pa.Array, count: int, least: int, most: int, random: np.random.Generator) -> pa.Array:
+    """Return `count` distinct phrases of least..most words, common words often, each closed by a number of its own."""
+    made = []
+    for start in range(0, count, ROWS):
+        number = np.arange(start, min(start + ROWS, count))
+        lengths = random.integers(least, most + 1, len(number))
+        chosen = random.zipf(1.3, lengths.sum()) % len(words)
+        offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int64())
+        phrase = pc.binary_join(
+            pa.LargeListArray.from_arrays(offsets, words.take(pa.array(chosen))), pa.scalar(" ", pa.large_string())
+        )
+        own = pa.array(number).cast(pa.large_string())
+        made.append(pc.binary_join_element_wise(phrase, own, pa.scalar(" ", pa.large_string())))
+    return pa.concat_arrays(made)
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Read, tokenise and plan the pairs of `folder`/train, and say what it took."""
+    logging.disable()
+    base = find_base("bundled")
+    load_tokenizer(base)  # imports transformers: seconds that any number of pairs costs once
+    began = time.process_time()
+    config = TrainConfig(train=str(folder / "train"))
+    splits, read = _timed(lambda: read_splits(config))
+    pairs = splits["train"]
+    tokens, cold = _timed(lambda: [tokenize(each, base, folder / "cache") for each in splits.values()])
+    _, warm = _timed(lambda: [tokenize(each, base, folder / "cache") for each in splits.values()])
+    plan = Plan(pairs.query, config.batch_size, config.epochs, config.seed)
+    _, order = _timed(lambda: plan.batch(0))
+    steps = np.linspace(0, plan.steps - 1, min(STEPS, plan.steps)).astype(int)
+    device = torch.device("cpu")
+    _, batches = _timed(
+        lambda: [tokens[0].take(make_batch(tokens[0], pairs, plan.batch(step), device).rows) for step in steps]
+    )
+    return {
+        "pairs": sum(map(len, splits.values())),
+        "texts": sum(len(each.texts) for each in splits.values()),
+        "queries": sum(len(each.queries) for each in splits.values()),
+        "tokens": sum(int(each.offsets[-1]) for each in tokens),
+        "read_seconds": round(read, 3),
+        "tokenize_seconds": round(cold, 3),
+        "again_seconds": round(warm, 3),
+        "order_seconds": round(order, 3),
+        "batch_ms": round(1000 * batches / len(steps), 3),
+        "cpu_seconds": round(time.process_time() - began, 3),
+        "peak_gb": round(peak_bytes() / 1e9, 3),
+    }
+
+
+def _timed(work: Callable[[], T]) -> tuple[T, float]:
+    began = time.perf_counter()
+    return work(), time.perf_counter() - began
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held, of mapped files what was in memory.
+
+    Where the parent held more, getrusage would tell that.
+    """
+    status = Path("/proc/self/status").read_text("utf-8")
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a markdown table."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|" + " ---: |" * len(COLUMNS)]
+    lines += [f"| {' | '.join(form.format(row[name]) for name, form in COLUMNS.values())} |" for row in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
