@@ -219,7 +219,6 @@ def started(root, monkeypatch):
         monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(root))
         monkeypatch.setattr("sys.argv", ["train", *arguments])
         monkeypatch.setattr(container, "check_gpu", lambda: None)
-        monkeypatch.setattr(container, "describe", lambda precision: "running")
         monkeypatch.setattr("lorry.pipeline.run", work)
         monkeypatch.setattr(container, "_stop", lambda: None)
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")

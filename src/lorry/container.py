@@ -29,7 +29,7 @@ from typing import Any
 
 from lorry.config import TrainConfig, add_options, from_strings
 from lorry.errors import UserError
-from lorry.hardware import check_gpu, describe, has_network
+from lorry.hardware import check_gpu, has_network
 from lorry.stopping import stop_on_signals
 
 log = logging.getLogger("lorry")
@@ -107,7 +107,6 @@ def run_job() -> None:
         from lorry.pipeline import run  # seconds, and only now that the environment is settled
 
         check_gpu()
-        log.info("%s", describe(config.precision))
         run(config, stop, command=shlex.join(["train", *sys.argv[1:]]))
     except UserError as error:
         _write_failure(root, user_failure(error))

@@ -18,9 +18,10 @@ from lorry import evaluation, export, metrics, report
 from lorry.base import BaseModel, find_base
 from lorry.checkpoint import Store
 from lorry.config import TrainConfig, as_dict
-from lorry.encoder import Encoder, choose_precision
+from lorry.encoder import Encoder, choose_precision, packs
 from lorry.evaluation import Scored
 from lorry.export import Proof
+from lorry.hardware import describe
 from lorry.journal import Journal
 from lorry.pairs import Pairs, read_splits
 from lorry.plan import Plan
@@ -81,10 +82,12 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
     set_seed(config.seed)
     # CUDA or CPU (Apple's GPU is not tested); precision is the encoder's own affair.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-    device = accelerator.device
+    device, precision = accelerator.device, choose_precision(config.precision, accelerator.device)
     base = find_base(config.pretrained_model, config.max_length)
+    way = "packed" if packs(base) else f"padded ({base.kind} models cannot be packed)"
+    log.info("%s", describe(device, precision, way))
     splits = read_splits(config)
-    encoder = Encoder(base, choose_precision(config.precision, device), device)
+    encoder = Encoder(base, precision, device)
     encoder.add_lora(
         rank=config.lora_rank,
         alpha=config.lora_alpha,
@@ -94,12 +97,7 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
     )
     texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
     weights = sum(weight.numel() for weight in encoder.adapters().values())
-    kind = encoder.model.config.model_type
-    way = "without padding" if encoder.packs else f"padded to like lengths ({kind} models cannot be packed)"
-    log.info(
-        "training %s weights of %s on %s in %s, %d pairs a step, %s",
-        *(f"{weights:,}", base.name, device, encoder.precision, config.batch_size, way),
-    )
+    log.info("training %s weights of %s, %d pairs a step", f"{weights:,}", base.name, config.batch_size)
     return Setting(config, accelerator, splits, texts, base, encoder, stop)
 
 
