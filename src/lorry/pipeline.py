@@ -31,7 +31,7 @@ from lorry.training import Progress, fit, peak_memory
 
 log = logging.getLogger("lorry")
 
-PROBES = 64  # texts that the merge is proved on
+PROBES = 16  # texts that the merge is proved on: each is embedded four times, and a stop must not take long
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Setting:
     texts: dict[str, Texts]
     base: BaseModel
     encoder: Encoder
+    fingerprints: dict[str, str]
+    """Of the pairs of each split, and of the base model; taken at the start, for a stop must not take long."""
     stop: threading.Event | None
 
 
@@ -98,7 +100,8 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
     texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
     weights = sum(weight.numel() for weight in encoder.adapters().values())
     log.info("training %s weights of %s, %d pairs a step", f"{weights:,}", base.name, config.batch_size)
-    return Setting(config, accelerator, splits, texts, base, encoder, stop)
+    fingerprints = {name: pairs.fingerprint() for name, pairs in splits.items()} | {"base": encoder.fingerprint()}
+    return Setting(config, accelerator, splits, texts, base, encoder, fingerprints, stop)
 
 
 def _judged(setting: Setting) -> list[str]:
@@ -111,14 +114,14 @@ def _score(setting: Setting, encoder: Encoder, split: str, *, with_loss: bool = 
 
 
 def _train(setting: Setting, before: dict[str, Scored]) -> tuple[Progress, Journal]:
-    config, pairs = setting.config, setting.splits["train"]
+    config, pairs, fingerprints = setting.config, setting.splits["train"], setting.fingerprints
     plan = Plan(pairs.query, config.batch_size, config.epochs, config.seed)
     journal = Journal(plan.steps)
     first = before["validation"]
     journal.evaluate(0, epoch=0, split="validation", loss=first.loss or 0.0, metrics=first.metrics)
     store = None
     if config.checkpoint_dir:
-        store = Store(Path(config.checkpoint_dir), config, pairs.fingerprint(), setting.encoder.fingerprint())
+        store = Store(Path(config.checkpoint_dir), config, fingerprints["train"], fingerprints["base"])
     progress = fit(
         setting.encoder,
         setting.texts["train"],
@@ -180,11 +183,10 @@ def _probe(setting: Setting) -> Any:
 
 
 def _provenance(setting: Setting, progress: Progress, proof: Proof) -> dict[str, Any]:
-    fingerprints = {name: pairs.fingerprint() for name, pairs in setting.splits.items()}
     return export.provenance(
         setting.config,
-        fingerprints,
-        base_model={"name": setting.base.name, "fingerprint": setting.encoder.fingerprint()},
+        {name: setting.fingerprints[name] for name in setting.splits},
+        base_model={"name": setting.base.name, "fingerprint": setting.fingerprints["base"]},
         precision=setting.encoder.precision,
         proof=asdict(proof),
         steps=progress.step,
