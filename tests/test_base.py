@@ -46,7 +46,7 @@ def old(flag, *, dimension=32):
 
 
 def test_a_plain_folder_gets_mean_pooling_and_unit_length(model):
-    assert find_base(str(model)) == BaseModel(str(model), model, "mean", True, "", "", 64, False, {})
+    assert find_base(str(model)) == BaseModel(str(model), model, "mean", True, "", "", 64, False, {}, "bert")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_what_sentence_transformers_saves_today_is_read(tiny_model, tmp_path):
             SentenceTransformer(str(source)).save(str(target))
             found = find_base(str(target))
             assert found == BaseModel(
-                str(target), target, pooling, normalize, "query: ", "document: ", 24, False, prompts
+                str(target), target, pooling, normalize, "query: ", "document: ", 24, False, prompts, "bert"
             )
 
 

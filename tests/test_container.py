@@ -219,12 +219,12 @@ def started(root, monkeypatch):
         monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(root))
         monkeypatch.setattr("sys.argv", ["train", *arguments])
         monkeypatch.setattr(container, "check_gpu", lambda: None)
-        monkeypatch.setattr(container, "describe", lambda precision: "running")
         monkeypatch.setattr("lorry.pipeline.run", work)
         monkeypatch.setattr(container, "_stop", lambda: None)
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
-        monkeypatch.setenv("HF_HUB_OFFLINE", "set, so that it is put back afterwards")
-        monkeypatch.delenv("HF_HUB_OFFLINE")
+        for name in ("HF_HUB_OFFLINE", "GOMP_SPINCOUNT"):
+            monkeypatch.setenv(name, "set, so that it is put back afterwards")
+            monkeypatch.delenv(name)
         container.train()
 
     return start
@@ -270,6 +270,12 @@ def test_a_local_base_model_needs_no_network(root, started, monkeypatch):
     )
     started(lambda config, stop, command: seen.append(os.environ.get("HF_HUB_OFFLINE")))
     assert seen == ["1", None]
+
+
+def test_waiting_threads_do_not_spin_for_long(started):
+    seen = []
+    started(lambda config, stop, command: seen.append(os.environ["GOMP_SPINCOUNT"]))
+    assert seen == ["1000"]
 
 
 def test_gpu_of_driver_reads_the_drivers_tool(tmp_path, monkeypatch):

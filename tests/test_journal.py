@@ -72,17 +72,30 @@ def test_a_line_of_json_is_kept_for_every_logged_step(said, tmp_path):
     assert lines[2]["spearman"] == -0.25
 
 
-def test_a_terminal_gets_a_bar_and_no_line_for_a_step_but_keeps_all(said, monkeypatch):
+def test_a_terminal_gets_a_bar_and_the_same_lines(said, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    journal = Journal(10)
-    tell(journal)
+    tell(Journal(10))
     assert "training: 100%" in terminal.getvalue()
     assert "10/10" in terminal.getvalue()
-    assert "loss 0.15" in terminal.getvalue()
-    assert "training loss" not in said.getvalue()
-    assert "eval loss 0.0625" in said.getvalue()
-    assert len(journal.lines) == 3
+    assert re.findall(r"^step=\d+/10; .*(training|eval) loss ([0-9.]+);", said.getvalue(), re.MULTILINE) == [
+        ("training", "0.3000"),
+        ("training", "0.1500"),
+        ("eval", "0.0625"),
+    ]
+
+
+def test_a_line_does_not_tear_the_bar(said, monkeypatch):
+    """On a terminal both go to one place: the bar is taken away before the line is written, and drawn again after."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr(logging.getLogger("lorry"), "handlers", [logging.StreamHandler(terminal)])
+    tell(Journal(10))
+    before, _, after = terminal.getvalue().partition("step=5/10;")
+    assert re.search(r"\r *\r$", before)
+    assert "training: " in before
+    assert re.match(r"[^\r\n]*\n\rtraining: ", after)
 
 
 def test_time_left_and_speed_count_from_where_a_continued_run_began(said, monkeypatch):

@@ -151,6 +151,17 @@ def test_the_log_matches_the_regexes_of_the_post(run):
     assert len(re.findall(r"eval loss ([0-9\.]+)", run.log)) == 4, "one an epoch"
 
 
+def test_one_line_says_on_what_it_runs_and_with_which_attention(run, place, tiny_model, tmp_path):
+    assert (
+        len(re.findall(r"^running on .*; precision fp32, attention packed, \d+ threads$", run.log, re.MULTILINE)) == 1
+    )
+    assert run.log.count("running on ") == 1
+    folders = {"model_dir": tmp_path / "model", "output_data_dir": tmp_path / "output"}
+    options = place[1] | {"pretrained_model": tiny_model("mpnet"), "lora_targets": "nothing"}  # goes no further
+    padded = lorry("train", **options, **folders)
+    assert "; precision fp32, attention padded (mpnet models cannot be packed), " in padded.output
+
+
 @pytest.mark.parametrize("definition", METRIC_DEFINITIONS, ids=lambda item: item["Name"])
 def test_the_log_matches_every_metric_definition_of_a_job(run, definition):
     found = re.findall(definition["Regex"], run.log)

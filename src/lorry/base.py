@@ -38,6 +38,8 @@ class BaseModel:
     max_length: int = LONGEST_DEFAULT
     lower_case: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
+    kind: str = ""
+    """Architecture, as config.json names it."""
 
 
 def find_base(name: str, max_length: int = 0) -> BaseModel:
@@ -58,6 +60,7 @@ def find_base(name: str, max_length: int = 0) -> BaseModel:
             f"{name} has no safetensors weights",
             "Convert it first: AutoModel.from_pretrained(...).save_pretrained(folder) writes model.safetensors.",
         )
+    config = _read_json(folder / "config.json")
     modules = _modules(folder, name)
     pooling = _pooling(folder, modules, name)
     sentence = _read_json(folder / "sentence_bert_config.json")
@@ -72,9 +75,10 @@ def find_base(name: str, max_length: int = 0) -> BaseModel:
         normalize=not modules or any(module["type"].endswith("Normalize") for module in modules),
         query_prompt=prompts.get("query", ""),
         text_prompt=text_prompt,
-        max_length=_max_length(folder, sentence.get("max_seq_length"), max_length),
+        max_length=_max_length(folder, config, sentence.get("max_seq_length"), max_length),
         lower_case=bool(sentence.get("do_lower_case", False)),
         prompts=prompts,
+        kind=str(config.get("model_type", "")),
     )
 
 
@@ -146,8 +150,7 @@ def _pooling(folder: Path, modules: list[dict[str, str]], name: str) -> str:
     return modes[0]
 
 
-def _max_length(folder: Path, own: int | None, asked: int) -> int:
-    config = _read_json(folder / "config.json")
+def _max_length(folder: Path, config: dict[str, Any], own: int | None, asked: int) -> int:
     positions = int(config.get("max_position_embeddings") or LONGEST_DEFAULT)
     if config.get("model_type") in {"roberta", "xlm-roberta", "mpnet", "camembert"}:
         positions -= 2  # these count positions from padding_idx + 1

@@ -10,9 +10,11 @@ The contract: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-tr
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import logging
 import os
@@ -29,7 +31,7 @@ from typing import Any
 
 from lorry.config import TrainConfig, add_options, from_strings
 from lorry.errors import UserError
-from lorry.hardware import check_gpu, describe, has_network
+from lorry.hardware import check_gpu, has_network
 from lorry.stopping import stop_on_signals
 
 log = logging.getLogger("lorry")
@@ -58,6 +60,7 @@ def train() -> None:
         _parser().print_help()
         return
     _stop()
+    atexit.register(gc.freeze)  # leave what is still there to the system: to collect it takes Python seconds
     if _is_sagemaker():
         from sagemaker_training import trainer
 
@@ -107,7 +110,6 @@ def run_job() -> None:
         from lorry.pipeline import run  # seconds, and only now that the environment is settled
 
         check_gpu()
-        log.info("%s", describe(config.precision))
         run(config, stop, command=shlex.join(["train", *sys.argv[1:]]))
     except UserError as error:
         _write_failure(root, user_failure(error))
@@ -255,6 +257,9 @@ def _set_environment(config: TrainConfig) -> None:
     if config.pretrained_model == "bundled" or Path(config.pretrained_model).is_dir() or not has_network():
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing to fetch, or no way to: do not wait for a name server
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # A thread that waits for others soon sleeps. OpenMP lets it spin for milliseconds, which on a busy machine takes
+    # the time that those need: training and a stop then take many times as long.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if _in_script_mode():  # AWS's framework images allow one thread, which starves the tokenizer and the CPU
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
         os.environ.pop("OMP_NUM_THREADS", None)

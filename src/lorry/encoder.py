@@ -53,6 +53,11 @@ class Ragged:
         return len(self.lengths)
 
 
+def packs(base: BaseModel) -> bool:
+    """Tell whether this model takes texts side by side; others get them padded to like lengths."""
+    return base.kind in PACKABLE
+
+
 def choose_precision(asked: str, device: torch.device) -> str:
     """Return bf16, fp16 or fp32.
 
@@ -96,9 +101,8 @@ class Encoder(nn.Module):
         self.base, self.precision, self.device = base, precision, device
         self.dropouts: list[nn.Module] = []
         self.model: Any = load_model(base, DTYPES[precision])
-        kind = self.model.config.model_type
-        self.packs = kind in PACKABLE
-        self.first_position = self.model.config.pad_token_id + 1 if kind in OFFSET_POSITIONS else 0
+        self.packs = packs(base)
+        self.first_position = self.model.config.pad_token_id + 1 if base.kind in OFFSET_POSITIONS else 0
         if self.packs:
             attention.register()
             self.model.set_attn_implementation(attention.NAME)

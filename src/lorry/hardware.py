@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lorry.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # The oldest driver that runs a CUDA generation: https://docs.nvidia.com/deploy/cuda-compatibility/
 OLDEST_DRIVER = {"12": "525", "13": "580"}
@@ -53,21 +57,14 @@ def gpu_of_driver() -> tuple[str, ...]:
     return (str(devices[0]),) if devices else ()
 
 
-def describe(precision: str) -> str:
-    """Return the line that says what this run computes on.
-
-    Args:
-        precision: The hyperparameter of that name.
-    """
+def describe(device: torch.device, precision: str, attention: str) -> str:
+    """Return the line that says what this run computes on, and how."""
     import torch
 
-    from lorry.encoder import choose_precision
-
-    threads = f"{torch.get_num_threads()} threads"
-    if not torch.cuda.is_available():
-        chosen = choose_precision(precision, torch.device("cpu"))
-        return f"running on the CPU, no GPU in sight; precision {chosen}, attention packed, {threads}"
-    gpu = torch.cuda.get_device_properties(0)
+    way = f"precision {precision}, attention {attention}, {torch.get_num_threads()} threads"
+    if device.type != "cuda":
+        return f"running on the CPU, no GPU in sight; {way}"
+    gpu = torch.cuda.get_device_properties(device)
     count = torch.cuda.device_count()
     facts = [
         f"capability {gpu.major}.{gpu.minor}",
@@ -76,8 +73,7 @@ def describe(precision: str) -> str:
         f"CUDA {torch.version.cuda}",
         *([f"one of {count} GPUs: the others stay idle"] if count > 1 else []),
     ]
-    chosen = choose_precision(precision, torch.device("cuda", 0))
-    return f"running on {gpu.name} ({', '.join(facts)}); precision {chosen}, attention packed, {threads}"
+    return f"running on {gpu.name} ({', '.join(facts)}); {way}"
 
 
 def has_network() -> bool:

@@ -24,7 +24,7 @@ class Journal:
         self._bar: tqdm[Any] | None = None
 
     def start(self, step: int) -> None:
-        """Begin at this step: a bar where a person watches, lines otherwise."""
+        """Begin at this step: where a person watches, with a bar for how far it is and how long it will take."""
         self._began, self._first, self._pairs = time.perf_counter(), step, 0
         if sys.stderr.isatty():
             self._bar = tqdm(total=self.steps, initial=step, desc="training", unit="step")
@@ -43,12 +43,9 @@ class Journal:
         self.lines.append(
             {"step": step, "epoch": round(epoch, 4), "loss": loss, "lr": rate, "pairs_per_second": round(speed, 1)}
         )
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} pairs/s")
-            return
-        log.info(
-            "step=%d/%d; epoch=%.2f; training loss %.4f; lr=%.3g; pairs_per_second=%.1f; seconds_left=%.0f;",
-            *(step, self.steps, epoch, loss, rate, speed, left),
+        self.say(
+            f"step={step}/{self.steps}; epoch={epoch:.2f}; training loss {loss:.4f}; lr={rate:.3g}; "
+            f"pairs_per_second={speed:.1f}; seconds_left={left:.0f};"
         )
 
     def evaluate(self, step: int, *, epoch: float, split: str, loss: float, metrics: dict[str, float]) -> None:

@@ -22,9 +22,10 @@ from lorry import evaluation, export, metrics, report
 from lorry.base import BaseModel, find_base
 from lorry.checkpoint import Store
 from lorry.config import TrainConfig, as_dict
-from lorry.encoder import Encoder, choose_precision
+from lorry.encoder import Encoder, choose_precision, packs
 from lorry.evaluation import Scored
 from lorry.export import Proof
+from lorry.hardware import describe
 from lorry.journal import Journal
 from lorry.pairs import Pairs, read_splits
 from lorry.plan import Plan
@@ -34,7 +35,7 @@ from lorry.training import Progress, fit, peak_memory
 
 log = logging.getLogger("lorry")
 
-PROBES = 64  # texts that the merge is proved on
+PROBES = 16  # texts that the merge is proved on: each is embedded four times, and a stop must not take long
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Setting:
     texts: dict[str, Texts]
     base: BaseModel
     encoder: Encoder
+    fingerprints: dict[str, str]
+    """Of the pairs of each split, and of the base model; taken at the start, for a stop must not take long."""
     stop: threading.Event | None
 
 
@@ -83,10 +86,12 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
     set_seed(config.seed)
     # CUDA or CPU (Apple's GPU is not tested); precision is the encoder's own affair.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-    device = accelerator.device
+    device, precision = accelerator.device, choose_precision(config.precision, accelerator.device)
     base = find_base(config.pretrained_model, config.max_length)
+    way = "packed" if packs(base) else f"padded ({base.kind} models cannot be packed)"
+    log.info("%s", describe(device, precision, way))
     splits = read_splits(config)
-    encoder = Encoder(base, choose_precision(config.precision, device), device)
+    encoder = Encoder(base, precision, device)
     encoder.add_lora(
         rank=config.lora_rank,
         alpha=config.lora_alpha,
@@ -96,13 +101,9 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
     )
     texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
     weights = sum(weight.numel() for weight in encoder.adapters().values())
-    kind = encoder.model.config.model_type
-    way = "without padding" if encoder.packs else f"padded to like lengths ({kind} models cannot be packed)"
-    log.info(
-        "training %s weights of %s on %s in %s, %d pairs a step, %s",
-        *(f"{weights:,}", base.name, device, encoder.precision, config.batch_size, way),
-    )
-    return Setting(config, accelerator, splits, texts, base, encoder, stop)
+    log.info("training %s weights of %s, %d pairs a step", f"{weights:,}", base.name, config.batch_size)
+    fingerprints = {name: pairs.fingerprint() for name, pairs in splits.items()} | {"base": encoder.fingerprint()}
+    return Setting(config, accelerator, splits, texts, base, encoder, fingerprints, stop)
 
 
 def _score(setting: Setting, encoder: Encoder, split: str) -> Scored:
@@ -117,12 +118,12 @@ def _score_model(setting: Setting, base: BaseModel) -> dict[str, Scored]:
 
 
 def _train(setting: Setting) -> tuple[Progress, Journal]:
-    config, pairs = setting.config, setting.splits["train"]
+    config, pairs, fingerprints = setting.config, setting.splits["train"], setting.fingerprints
     plan = Plan(pairs.query, config.batch_size, config.epochs, config.seed)
     journal = Journal(plan.steps)
     store = None
     if config.checkpoint_dir:
-        store = Store(Path(config.checkpoint_dir), config, pairs.fingerprint(), setting.encoder.fingerprint())
+        store = Store(Path(config.checkpoint_dir), config, fingerprints["train"], fingerprints["base"])
     progress = fit(
         setting.encoder,
         setting.texts["train"],
@@ -185,11 +186,10 @@ def _probe(setting: Setting) -> Any:
 
 
 def _provenance(setting: Setting, progress: Progress, proof: Proof) -> dict[str, Any]:
-    fingerprints = {name: pairs.fingerprint() for name, pairs in setting.splits.items()}
     return export.provenance(
         setting.config,
-        fingerprints,
-        base_model={"name": setting.base.name, "fingerprint": setting.encoder.fingerprint()},
+        {name: setting.fingerprints[name] for name in setting.splits},
+        base_model={"name": setting.base.name, "fingerprint": setting.fingerprints["base"]},
         precision=setting.encoder.precision,
         proof=asdict(proof),
         steps=progress.step,

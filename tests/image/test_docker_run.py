@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
@@ -48,7 +49,10 @@ def test_trains_with_two_mounts_and_no_file(image, mounts, tmp_path):
         options=[*mounts, "--env", "LORRY_SEED=7", "--env", "LORRY_LORA_RANK=2"],
     )
     assert done.returncode == 0, done.stdout
-    assert "running on the CPU, no GPU in sight; precision " in done.stdout
+    assert re.search(
+        r"running on the CPU, no GPU in sight; precision \w+, attention packed, \d+ threads\n", done.stdout
+    )
+    assert done.stdout.count("running on ") == 1
     assert "training loss " in done.stdout
     about = json.loads((tmp_path / "model" / "lorry.json").read_text())
     assert about["config"]["seed"] == 7, "from the environment"

@@ -50,6 +50,7 @@ def test_local_mode_ends_with_a_model_that_loads(image, pairs, sdk, tmp_path):
         python, script, "--image", image, "--train", pairs, "--output", tmp_path / "out", env=environment, cwd=tmp_path
     )
     assert "eval loss " in log
+    assert "training loss " in log
     left = docker("ps", "--all", "--quiet", "--filter", f"ancestor={image}", "--filter", "name=algo-1").stdout.split()
     docker("rm", *left)  # the SDKs leave their containers behind
     with tarfile.open(tmp_path / "out" / RESULT[version]) as archive:
