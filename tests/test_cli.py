@@ -296,6 +296,13 @@ def test_a_process_ends_in_one_line_and_exit_code_1_on_a_users_mistake():
     assert done.stdout == "error: unknown hyperparameter --lora_rnk. Did you mean --lora_rank?\n"
 
 
+def test_waiting_threads_do_not_spin_for_long(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "set, so that it is put back afterwards")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    lorry("train")
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+
+
 def test_sigterm_ends_training_with_a_checkpoint_exit_code_0_and_word_of_how_to_resume(
     tmp_path, tiny_model, shop_pairs
 ):

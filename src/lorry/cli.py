@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from lorry.config import PairOptions, TrainConfig, add_options, from_strings
 from lorry.errors import UserError, nearest
+from lorry.hardware import let_waiting_threads_sleep
 
 log = logging.getLogger("lorry")
 
@@ -28,6 +29,7 @@ log = logging.getLogger("lorry")
 def main() -> None:
     """Run the command; a user's mistake is one line and exit code 1."""
     configure_logging()
+    let_waiting_threads_sleep()
     try:
         arguments, unknown = _parser().parse_known_args()
         if unknown:

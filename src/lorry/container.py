@@ -31,7 +31,7 @@ from typing import Any
 
 from lorry.config import TrainConfig, add_options, from_strings
 from lorry.errors import UserError
-from lorry.hardware import check_gpu, has_network
+from lorry.hardware import check_gpu, has_network, let_waiting_threads_sleep
 from lorry.stopping import stop_on_signals
 
 log = logging.getLogger("lorry")
@@ -257,9 +257,7 @@ def _set_environment(config: TrainConfig) -> None:
     if config.pretrained_model == "bundled" or Path(config.pretrained_model).is_dir() or not has_network():
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing to fetch, or no way to: do not wait for a name server
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # A thread that waits for others soon sleeps. OpenMP lets it spin for milliseconds, which on a busy machine takes
-    # the time that those need: training and a stop then take many times as long.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    let_waiting_threads_sleep()
     if _in_script_mode():  # AWS's framework images allow one thread, which starves the tokenizer and the CPU
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
         os.environ.pop("OMP_NUM_THREADS", None)

@@ -32,7 +32,7 @@ class Instance:
 # Peaks are NVIDIA's, dense (data sheets also print twice as much, with sparsity): T4 65; A10G 70, less than the A10's
 # 125; L4 121. Prices are second-hand, from public repositories that recorded AWS's Price List API: g5 and g6 hosting
 # in us-east-1 (30 July 2026), g4dn notebooks in us-west-2 (September 2026), where g5 and g6 cost the same. Training is
-# taken to cost what these do: all three are 1.4 times the EC2 price.
+# taken to cost what these do.
 PRICES_FROM = "July 2026"
 INSTANCES = (
     Instance("ml.g4dn.xlarge", "T4", "fp16", 65e12, 0.7364),

@@ -43,6 +43,15 @@ def check_gpu() -> None:
         ) from None
 
 
+def let_waiting_threads_sleep() -> None:
+    """Let a thread that waits for others sleep soon; to be called before torch is imported.
+
+    OpenMP lets it spin for milliseconds, which on a busy machine takes the time that those others need: training, and a
+    stop, then take many times as long.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def gpu_of_driver() -> tuple[str, ...]:
     """Return name and driver version of the first GPU that NVIDIA's driver shows, or nothing where there is none."""
     try:
