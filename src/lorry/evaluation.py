@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lorry.baselines import bm25_scores, random_scores
 from lorry.config import TrainConfig
 from lorry.encoder import Encoder
 from lorry.errors import UserError
@@ -93,6 +92,8 @@ def measure(pairs: Pairs, scores: np.ndarray) -> dict[str, float]:
 
 def baselines(pairs: Pairs, seed: int) -> dict[str, dict[str, float]]:
     """Return the metrics of random order and of BM25."""
+    from lorry.baselines import bm25_scores, random_scores
+
     bm25 = bm25_scores(pairs.queries, pairs.texts, pairs.query, pairs.text)
     return {"random": measure(pairs, random_scores(len(pairs), seed)), "bm25": measure(pairs, bm25)}
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap, spearmanr
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 CUTOFF = 10
 METRICS = ("ndcg@10", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy")
@@ -52,6 +50,8 @@ def evaluate(
     Raises:
         ValueError: The arrays differ in length, are empty, or a score or gain is not finite or a gain below 0.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     judged = _PerQuery.of(query, gain, relevant, score)
     one_class = relevant.all() or not relevant.any()
     result = {
@@ -117,6 +117,8 @@ def compare(
         seed: Seed of the draws.
         resamples: Number of draws.
     """
+    from scipy.stats import bootstrap
+
     base = _PerQuery.of(query, gain, relevant, base_score)
     tuned = _PerQuery.of(query, gain, relevant, tuned_score)
     # Each metric is a sum over queries divided by a count over queries.
@@ -253,6 +255,8 @@ def _ordered_pairs(
 def _spearman(gain: np.ndarray, score: np.ndarray) -> float:
     if np.ptp(gain) == 0 or np.ptp(score) == 0:  # SciPy warns and returns NaN
         return 0.0
+    from scipy.stats import spearmanr
+
     return float(spearmanr(score, gain).statistic)
 
 
