@@ -18,8 +18,8 @@ from lorry.journal import Journal
 from lorry.losses import batch_loss
 from lorry.pairs import read_channel
 from lorry.plan import Plan
-from lorry.step import make_batch, split_by_tokens, update, update_within_memory
-from lorry.texts import tokenize
+from lorry.step import make_batch, update, update_within_memory
+from lorry.texts import split_by_tokens, tokenize
 from lorry.training import fit, learning_rate
 from test_encoder import padded_embeddings, plain
 

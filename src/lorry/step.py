@@ -17,7 +17,7 @@ from lorry.evaluation import judge
 from lorry.losses import Judged, batch_loss
 from lorry.memory import is_exhausted
 from lorry.pairs import Pairs
-from lorry.texts import Texts
+from lorry.texts import Texts, split_by_tokens
 
 log = logging.getLogger("lorry")
 
@@ -119,24 +119,6 @@ def update(
         piece = _embed(encoder, texts, batch.rows[part], config, step, at)
         piece.backward(embeddings_ND.grad[torch.from_numpy(part)])
     return loss.detach()
-
-
-def split_by_tokens(lengths: np.ndarray, most: int) -> list[np.ndarray]:
-    """Return parts of the texts, each of like lengths and of `most` tokens at most (0: one part).
-
-    A text longer than `most` is a part of its own.
-    """
-    if not most or lengths.sum() <= most:
-        return [np.arange(len(lengths))]
-    by_length = np.argsort(lengths, kind="stable")
-    parts: list[np.ndarray] = []
-    first, total = 0, 0
-    for place, length in enumerate(lengths[by_length]):
-        if total and total + length > most:
-            parts.append(by_length[first:place])
-            first, total = place, 0
-        total += int(length)
-    return [*parts, by_length[first:]]
 
 
 def _embed(encoder: Encoder, texts: Texts, rows: np.ndarray, config: TrainConfig, step: int, part: int) -> Tensor:

@@ -62,6 +62,24 @@ class Texts:
         return Ragged(self.tokens[at], lengths)
 
 
+def split_by_tokens(lengths: np.ndarray, most: int) -> list[np.ndarray]:
+    """Return parts of the texts, each of like lengths and of `most` tokens at most (0: one part).
+
+    A text longer than `most` is a part of its own.
+    """
+    if not most or lengths.sum() <= most:
+        return [np.arange(len(lengths))]
+    by_length = np.argsort(lengths, kind="stable")
+    parts: list[np.ndarray] = []
+    first, total = 0, 0
+    for place, length in enumerate(lengths[by_length]):
+        if total and total + length > most:
+            parts.append(by_length[first:place])
+            first, total = place, 0
+        total += int(length)
+    return [*parts, by_length[first:]]
+
+
 def load_tokenizer(base: BaseModel) -> Any:
     """Return the model's fast tokenizer.
 
