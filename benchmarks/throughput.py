@@ -261,10 +261,10 @@ def tables(results: Mapping[str, Any]) -> str:
                 "tokens/s, Lorry", "share of peak, Lorry", "ST"]  # fmt: skip
         lines += ["", *_table(head, [_training_row(item) for item in results["train"]])]
         lines += [_post_line(item["rounds"]) for item in results["train"] if "post" in item["rounds"][0]]
-    names = {"encode": "encoding", "tokenize": "tokenising"}
-    for task, name in names.items():
+    names = {"encode": ("encoding", "texts/s"), "tokenize": ("tokenising", "pairs/s")}
+    for task, (name, unit) in names.items():
         if task in results:
-            head = [name, "ST's batch", "Lorry, texts/s", "ST, texts/s", "Lorry / ST"]
+            head = [name, "ST's batch", f"Lorry, {unit}", f"ST, {unit}", "Lorry / ST"]
             lines += ["", *_table(head, [_plain_row(item) for item in results[task]])]
     if "first_step" in results:
         head = ["start to first step", "Lorry, s", "ST, s", "Lorry / ST"]
