@@ -37,7 +37,7 @@ class Group:
     width: int
     """Places in a line."""
     texts: Tensor
-    """[lines, width] text in each place, as its number in packed order; -1 where there is none."""
+    """[lines, width] number of the text in each place, in the order in which they were given; -1 where there is none."""
     positions: Tensor
     """[lines, width] position of each token in its text."""
     shared: bool
@@ -121,16 +121,13 @@ def lay_out(lengths: np.ndarray, device: torch.device, *, line: int = LINE, step
     begins = np.empty(len(widths), np.int64)
     begins[by_width] = np.cumsum(widths[by_width]) - widths[by_width]
     starts = begins[line_of] + at
-    order = np.argsort(starts)  # texts in packed order
     total, count = int(widths.sum()), int(lengths.sum())
 
     within = np.arange(count) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     place = np.repeat(starts, lengths) + within
     tokens, texts, positions = np.full(total, -1), np.full(total, -1), np.zeros(total, np.int64)
     tokens[place], positions[place] = np.arange(count), within
-    rank = np.empty(len(lengths), np.int64)
-    rank[order] = np.arange(len(lengths))
-    texts[place] = np.repeat(rank, lengths)
+    texts[place] = np.repeat(np.arange(len(lengths)), lengths)
 
     rests = widths - np.bincount(line_of, lengths, len(widths)).astype(np.int64)
     segments = np.concatenate([lengths, rests])
