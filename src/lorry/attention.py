@@ -37,7 +37,7 @@ class Group:
     width: int
     """Places in a line."""
     texts: Tensor
-    """[lines, width] number of the text in each place, in the order in which they were given; -1 where there is none."""
+    """[lines, width] number of the text in each place, in the order they were given in; -1 where there is none."""
     positions: Tensor
     """[lines, width] position of each token in its text."""
     shared: bool
