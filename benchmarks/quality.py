@@ -25,10 +25,11 @@ from scipy.stats import spearmanr
 from lorry import evaluation
 from lorry.base import find_base
 from lorry.config import TrainConfig
-from lorry.encoder import Encoder, Ragged, choose_precision
+from lorry.encoder import Encoder, choose_precision
 from lorry.journal import Journal
 from lorry.pairs import read_splits
 from lorry.plan import Plan
+from lorry.ragged import Ragged
 from lorry.texts import load_tokenizer, tokenize
 from lorry.training import fit
 

@@ -12,9 +12,10 @@ from transformers import AutoModel
 
 from lorry.base import find_base
 from lorry.config import TrainConfig
-from lorry.encoder import Encoder, Ragged, choose_precision
+from lorry.encoder import Encoder, choose_precision
 from lorry.errors import UserError
 from lorry.pipeline import prepare
+from lorry.ragged import Ragged
 
 CPU = torch.device("cpu")
 LONGEST = 64
@@ -126,6 +127,18 @@ def test_embeddings_and_gradients_are_those_of_transformers_and_peft(tiny_model,
     assert_equal_gradients(gradients(found, mine), gradients(expected, theirs), 1e-5)
     apart = 1 - (expected @ expected.T)[~torch.eye(len(texts), dtype=torch.bool)]
     assert apart.max() > 0.1, "texts all embed alike: the comparison would show nothing"
+
+
+def test_many_texts_take_several_forward_passes_and_come_out_the_same(tiny_model, kind, monkeypatch):
+    encoder, _, weights, _ = adapted_pair(tiny_model(kind))
+    texts = packed_of(some_texts(encoder))
+    monkeypatch.setattr("lorry.encoder.LINE", 12)
+    expected = encoder.embed(texts)
+    monkeypatch.setattr("lorry.encoder.PASS_TOKENS", {"cpu": 40})
+    assert len(encoder.split(texts.lengths)) > 6
+    found = encoder.embed(texts)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_equal_gradients(gradients(found, weights), gradients(expected, weights), 1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])

@@ -16,9 +16,10 @@ from transformers import AutoModel, AutoTokenizer
 from lorry import export, pipeline
 from lorry.base import find_base
 from lorry.config import TrainConfig, from_strings
-from lorry.encoder import Encoder, Ragged
+from lorry.encoder import Encoder
 from lorry.errors import UserError
 from lorry.export import MergeError
+from lorry.ragged import Ragged
 
 CPU = torch.device("cpu")
 PROMISED = {

@@ -12,9 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from command import lorry
 from lorry import estimate, evaluation
 from lorry.base import find_base
-from lorry.encoder import Encoder, Ragged
+from lorry.encoder import Encoder
 from lorry.estimate import Tokens
 from lorry.forecast import duration, prices
+from lorry.ragged import Ragged
 from test_cli import assert_one_line, rows
 
 

@@ -19,7 +19,7 @@ from lorry.losses import batch_loss
 from lorry.pairs import read_channel
 from lorry.plan import Plan
 from lorry.step import make_batch, update, update_within_memory
-from lorry.texts import split_by_tokens, tokenize
+from lorry.texts import tokenize
 from lorry.training import fit, learning_rate
 from test_encoder import padded_embeddings, plain
 
@@ -101,7 +101,7 @@ def test_a_batch_in_parts_makes_the_update_of_the_whole_batch(ground, loss):
     encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
     whole_loss, whole = ground.update(encoder, batch, config)
     part_loss, parts = ground.update(encoder, batch, replace(config, micro_batch_tokens=60))
-    assert len(split_by_tokens(ground.texts.lengths_of(batch.rows), 60)) > 5
+    assert len(encoder.split(ground.texts.lengths_of(batch.rows), 60)) > 5
     assert part_loss == pytest.approx(whole_loss, rel=1e-6)
     assert flat(whole).norm() > 0
     assert float((flat(parts) - flat(whole)).norm() / flat(whole).norm()) < 1e-6
@@ -215,16 +215,6 @@ def test_no_memory_for_one_text_is_an_error_and_other_errors_stay_what_they_are(
     encoder.embed = broken
     with pytest.raises(RuntimeError, match="shapes do not match"):
         update_within_memory(encoder, ground.texts, batch, config, 0, ground.accelerator, scaler, 0)
-
-
-def test_parts_hold_every_text_once_and_no_more_tokens_than_allowed():
-    lengths = np.array([5, 40, 3, 3, 9, 12, 3])
-    parts = split_by_tokens(lengths, 15)
-    assert sorted(np.concatenate(parts)) == list(range(7))
-    assert all(lengths[part].sum() <= 15 or len(part) == 1 for part in parts)
-    assert [sorted(lengths[part].tolist()) for part in parts] == [[3, 3, 3, 5], [9], [12], [40]]
-    assert [part.tolist() for part in split_by_tokens(lengths, 0)] == [list(range(7))]
-    assert [part.tolist() for part in split_by_tokens(lengths, 75)] == [list(range(7))]
 
 
 def test_a_batch_holds_each_text_once_and_pairs_point_at_their_own(ground):

@@ -8,7 +8,6 @@ Frozen weights are kept in the compute precision, adapters in fp32.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lorry import attention, lora
-from lorry.attention import Layout, lay_out
+from lorry.attention import LINE, Layout, lay_out
 from lorry.base import BaseModel
 from lorry.errors import UserError
+from lorry.ragged import Ragged, split
 
+# Most tokens of a forward pass: on a CPU what its caches hold, on a GPU what keeps it busy.
+PASS_TOKENS = {"cpu": 4096, "cuda": 1 << 16}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Where positions do not start at zero: RoBERTa's family counts from padding_idx + 1.
 OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"}
@@ -38,19 +40,6 @@ PACKABLE = {
     "llama",
     "mistral",
 }
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Token ids of n texts of different lengths, end to end."""
-
-    ids: np.ndarray
-    """[t]."""
-    lengths: np.ndarray
-    """[n] tokens of each text, at least 1."""
-
-    def __len__(self) -> int:
-        return len(self.lengths)
 
 
 def packs(base: BaseModel) -> bool:
@@ -136,6 +125,11 @@ class Encoder(nn.Module):
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
+    def split(self, lengths: np.ndarray, most: int = 0, most_texts: int = 0) -> list[np.ndarray]:
+        """Divide texts of these lengths into forward passes that suit the device, none of more than so many tokens."""
+        suits = PASS_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
+        return split(lengths, min(most or suits, suits), most_texts=most_texts, line=LINE if self.packs else 0)
+
     def embed(self, texts: Ragged, *, dropout: bool = False) -> Tensor:
         """Return the embeddings [n, width] of the texts, fp32.
 
@@ -145,6 +139,14 @@ class Encoder(nn.Module):
         """
         for module in self.dropouts:
             module.train(dropout)
+        parts = self.split(texts.lengths)
+        if len(parts) == 1:
+            return self._embed_at_once(texts)
+        pieces = torch.cat([self._embed_at_once(texts.take(part)) for part in parts])
+        place = torch.from_numpy(np.argsort(np.concatenate(parts)))  # of each text among the pieces
+        return pieces.index_select(0, place.to(self.device))
+
+    def _embed_at_once(self, texts: Ragged) -> Tensor:
         # An architecture that cannot be packed gets a line a text, and few widths: each is a forward pass.
         layout = lay_out(texts.lengths, self.device, **({} if self.packs else {"line": 0, "step": 16}))
         row = np.where(layout.tokens < 0, 0, texts.ids[layout.tokens]).astype(np.int64)

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from lorry.base import BaseModel, find_base
 from lorry.config import TrainConfig, as_dict
-from lorry.encoder import Encoder, Ragged
+from lorry.encoder import Encoder
 from lorry.errors import UserError
+from lorry.ragged import Ragged
 from lorry.texts import load_tokenizer
 
 LEAST_COSINE = 0.9999  # between the merged model and base + adapter

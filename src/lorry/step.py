@@ -17,7 +17,7 @@ from lorry.evaluation import judge
 from lorry.losses import Judged, batch_loss
 from lorry.memory import is_exhausted
 from lorry.pairs import Pairs
-from lorry.texts import Texts, split_by_tokens
+from lorry.texts import Texts
 
 log = logging.getLogger("lorry")
 
@@ -101,8 +101,9 @@ def update(
         query_QD, text_ND = embeddings_ND.split([batch.queries, len(batch.rows) - batch.queries])
         return batch_loss(config, query_QD, text_ND, batch.judged)
 
-    parts = split_by_tokens(texts.lengths_of(batch.rows), most)
-    if len(parts) == 1:
+    lengths = texts.lengths_of(batch.rows)
+    parts = encoder.split(lengths, most) if most and lengths.sum() > most else []
+    if len(parts) < 2:
         loss = loss_of(_embed(encoder, texts, batch.rows, config, step, 0))
         accelerator.backward(scaler.scale(loss))
         return loss.detach()

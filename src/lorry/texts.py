@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 
 from lorry.base import BaseModel
-from lorry.encoder import Ragged
 from lorry.errors import UserError
 from lorry.pairs import Pairs
+from lorry.ragged import Ragged, gather
 
 log = logging.getLogger("lorry")
 
@@ -56,28 +56,7 @@ class Texts:
 
     def take(self, rows: np.ndarray) -> Ragged:
         """Return the texts of these rows."""
-        starts, lengths = self.offsets[rows], self.lengths_of(rows)
-        ends = np.cumsum(lengths)
-        at = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
-        return Ragged(self.tokens[at], lengths)
-
-
-def split_by_tokens(lengths: np.ndarray, most: int) -> list[np.ndarray]:
-    """Return parts of the texts, each of like lengths and of `most` tokens at most (0: one part).
-
-    A text longer than `most` is a part of its own.
-    """
-    if not most or lengths.sum() <= most:
-        return [np.arange(len(lengths))]
-    by_length = np.argsort(lengths, kind="stable")
-    parts: list[np.ndarray] = []
-    first, total = 0, 0
-    for place, length in enumerate(lengths[by_length]):
-        if total and total + length > most:
-            parts.append(by_length[first:place])
-            first, total = place, 0
-        total += int(length)
-    return [*parts, by_length[first:]]
+        return gather(self.tokens, self.offsets[rows], self.lengths_of(rows))
 
 
 def load_tokenizer(base: BaseModel) -> Any:
