@@ -46,8 +46,11 @@ def packed_of(texts):
     return Ragged(np.concatenate(texts), np.array([len(text) for text in texts]))
 
 
-def fill(weights, seed=1, scale=0.3):
-    """Give every adapter weight numbers of its own: B begins at zero, where half of the gradients vanish."""
+def fill(weights, seed=1, scale=0.1):
+    """Give every adapter weight numbers of its own: B begins at zero, where half of the gradients vanish.
+
+    Not too large ones: with 0.3, transformers' own gradients in fp32 are 3e-5 off those in fp64.
+    """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name in sorted(weights):

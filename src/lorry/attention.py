@@ -252,8 +252,8 @@ def attend_with_sdpa(
 class PackedAttention(torch.autograd.Function):
     """softmax(scale * Q K^T) V in every line, as one node of the graph, for CPUs.
 
-    Scores are made, used and forgotten a few lines at a time, so that they stay in the processor's caches, and are made
-    again in the backward pass: nothing is kept but query, key and value.
+    Scores are made and used a few lines at a time, so that they stay in the processor's caches. The backward pass makes
+    those of wide lines again: kept, they would take more memory than anything else.
     """
 
     @staticmethod
@@ -268,30 +268,31 @@ class PackedAttention(torch.autograd.Function):
         window: int | None,
     ) -> Tensor:
         """Return [T, heads, width]; query, key and value have that shape too."""
-        ctx.save_for_backward(query, key, value)
         ctx.layout, ctx.scale, ctx.causal, ctx.window = layout, scale, causal, window
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        out, kept = torch.empty(query.shape, dtype=query.dtype), list[Tensor]()
         for part in _parts(layout, query, causal, window):
-            q, k, v = (part.take(x) for x in (query, key, value))
-            part.give(torch.bmm(part.probabilities(q, k, scale), v), out)
+            probs = part.probabilities(part.take(query) * scale, part.take(key))
+            part.give(torch.bmm(probs, part.take(value)), out)
+            kept += [probs] if part.shared else []
+        ctx.save_for_backward(query, key, value, *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key and value, each [T, heads, width]."""
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         # One tensor holds all three, so that a fused projection gets its gradient in one piece.
-        rows, heads, width = query.shape
-        grads = torch.empty((rows, 3, heads, width), dtype=grad.dtype, device=grad.device)
+        rows, heads, width = grad.shape
+        grads = torch.empty((rows, 3, heads, width), dtype=grad.dtype)
         grad_q, grad_k, grad_v = grads.unbind(1)
-        for part in _parts(ctx.layout, query, ctx.causal, ctx.window):
-            q, k, v, g = (part.take(x) for x in (query, key, value, grad))
-            probs = part.probabilities(q, k, ctx.scale)
+        for part in _parts(ctx.layout, grad, ctx.causal, ctx.window):
+            q, k, v, g = part.take(query) * ctx.scale, part.take(key), part.take(value), part.take(grad)
+            probs = kept.pop(0) if part.shared else part.probabilities(q, k)
             part.give(torch.bmm(probs.transpose(1, 2), g), grad_v)
             through = torch.bmm(g, v.transpose(1, 2))
             scores = torch._softmax_backward_data(through, probs, -1, probs.dtype)
             part.give(torch.bmm(scores, k).mul_(ctx.scale), grad_q)
-            part.give(torch.bmm(scores.transpose(1, 2), q).mul_(ctx.scale), grad_k)
+            part.give(torch.bmm(scores.transpose(1, 2), q), grad_k)
         return grad_q, grad_k, grad_v, None, None, None, None
 
 
@@ -302,6 +303,7 @@ class Part:
     start: int
     end: int
     lines: int
+    shared: bool
     bias: Tensor | None
 
     def take(self, x_THD: Tensor) -> Tensor:
@@ -315,9 +317,9 @@ class Part:
             x.unflatten(0, (self.lines, -1)).transpose(1, 2)
         )
 
-    def probabilities(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        """Return softmax(scale * Q K^T + bias): [lines * heads, width, width]."""
-        scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
+    def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return softmax(Q K^T + bias): [lines * heads, width, width]."""
+        scores = torch.bmm(q, k.transpose(1, 2))
         if self.bias is not None:
             scores.unflatten(0, (self.lines, -1)).add_(self.bias)
         return torch.softmax(scores, -1)
@@ -332,7 +334,7 @@ def _parts(layout: Layout, query_THD: Tensor, causal: bool, window: int | None) 
             lines = min(most, group.lines - first)
             some = bias if bias is None or len(bias) == 1 else bias[first : first + lines]
             start = group.start + first * group.width
-            yield Part(start, start + lines * group.width, lines, some)
+            yield Part(start, start + lines * group.width, lines, group.shared, some)
 
 
 def register() -> None:
