@@ -15,8 +15,8 @@ from moto import mock_aws
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.sagemaker.models import sagemaker_backends
 
+from lorry.config import JobOptions
 from lorry.errors import UserError
-from lorry.submit import JobOptions
 
 REGION = "eu-west-1"
 IMAGE = f"123456789012.dkr.ecr.{REGION}.amazonaws.com/lorry:0.1.0-abc1234"

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from command import lorry
-from lorry.config import TrainConfig
-from lorry.submit import JobOptions
+from lorry.config import JobOptions, TrainConfig
 
 COMMAND = [sys.executable, "-m", "lorry.cli"]
 

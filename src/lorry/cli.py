@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import logging
 import os
 import shlex
@@ -19,7 +20,7 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
-from lorry.config import PairOptions, TrainConfig, add_options, from_strings
+from lorry.config import CONTAINER_PATHS, JobOptions, PairOptions, TrainConfig, add_options, from_strings
 from lorry.errors import UserError, nearest
 from lorry.hardware import let_waiting_threads_sleep
 
@@ -66,8 +67,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from lorry.submit import CONTAINER_PATHS, JobOptions
-
     parser = _Parser(prog="lorry", description="LoRA training for text-embedding models.", allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
@@ -130,6 +129,7 @@ def _given(arguments: argparse.Namespace, cls: type) -> dict[str, str]:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = from_strings(TrainConfig, _given(arguments, TrainConfig))
+    gc.disable()  # until all is loaded (see `prepare`): the libraries make a million objects, none of them garbage
     from lorry.pipeline import run
     from lorry.stopping import stop_on_signals
 
@@ -152,7 +152,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _submit(arguments: argparse.Namespace) -> None:
     from lorry import jobs
-    from lorry.submit import JobOptions, submit
+    from lorry.submit import submit
 
     options = from_strings(JobOptions, _given(arguments, JobOptions))
     own = set(_names(JobOptions))

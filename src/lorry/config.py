@@ -1,4 +1,4 @@
-"""Every hyperparameter, documented once.
+"""Every hyperparameter and every option of a job, documented once.
 
 A dataclass field is an option of the command line (`--lora_rank 8`, also `--lora-rank 8`), a key of SageMaker's
 `hyperparameters.json` and a line of the report. All three arrive as strings and are read by `from_strings`.
@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 from lorry.errors import UserError, nearest
 
 T = TypeVar("T")
+
+# Fields of TrainConfig that a job's container fills in from its channels and folders.
+CONTAINER_PATHS = ("train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir")
 
 
 def option(
@@ -97,6 +100,43 @@ class TrainConfig(PairOptions):
         "export",
         "on SIGTERM, after the checkpoint: export also leaves the model as trained so far, checkpoint leaves none",
         choices=("export", "checkpoint"),
+    )
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """One SageMaker job: where it runs and what it reads and writes; the hyperparameters come beside it."""
+
+    image: str = option("", "URI of the image in ECR, as ./build_and_push.sh prints it")
+    role: str = option("", "ARN of the IAM role that the job runs as")
+    train: str = option("", "training pairs: s3:// URI, or a folder to upload")
+    validation: str = option("", "validation pairs: s3:// URI, or a folder to upload")
+    test: str = option("", "test pairs: s3:// URI, or a folder to upload")
+    model: str = option("", "base model in place of pretrained_model: s3:// URI, or a folder to upload")
+    output: str = option("", "s3:// URI under which the job writes, and uploads go")
+    checkpoints: str = option(
+        "", "s3:// URI of the checkpoints; a job that finds some continues; empty: with spot OUTPUT/checkpoints/JOB"
+    )
+    instance_type: str = option("ml.g4dn.xlarge", "SageMaker instance type")
+    volume_gb: int = option(50, "disk in gigabytes", minimum=1)
+    max_runtime_hours: float = option(24.0, "hours after which the job is stopped", above=0, maximum=672)
+    max_wait_hours: float = option(
+        0.0, "spot: hours from start to end, waiting included; 0: twice max_runtime_hours", minimum=0, maximum=1344
+    )
+    spot: bool = option(False, "use spot capacity: cheaper, may pause and continue", switch=True)
+    wait: bool = option(False, "follow the job to its end", switch=True)
+    job_name: str = option("", "name of the job; empty: lorry- and the time")
+    region: str = option("", "AWS region; empty: from the AWS configuration")
+    tags: str = option("", "tags of the job: key=value,key=value")
+    subnets: str = option("", "VPC: subnet ids, comma-separated")
+    security_groups: str = option("", "VPC: security group ids, comma-separated")
+    kms_key: str = option("", "KMS key (id or ARN) of uploads, output and disk")
+    network_isolation: bool = option(False, "let the container make no network call")
+    keep_alive_seconds: int = option(
+        0, "seconds that the instance is kept warm, and billed, for the next job", minimum=0, maximum=21600
+    )
+    input_mode: str = option(
+        "File", "File copies the channels first, FastFile streams them", choices=("File", "FastFile")
     )
 
 

@@ -6,6 +6,7 @@ after a stop.
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 import threading
@@ -103,6 +104,8 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
     weights = sum(weight.numel() for weight in encoder.adapters().values())
     log.info("training %s weights of %s, %d pairs a step", f"{weights:,}", base.name, config.batch_size)
     fingerprints = {name: pairs.fingerprint() for name, pairs in splits.items()} | {"base": encoder.fingerprint()}
+    gc.freeze()  # what is there by now stays: no collection need look at it
+    gc.enable()
     return Setting(config, accelerator, splits, texts, base, encoder, fingerprints, stop)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,12 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from lorry.aws import client, code, errors, session
-from lorry.config import TrainConfig, from_strings, option
+from lorry.config import CONTAINER_PATHS, JobOptions, TrainConfig, from_strings
 from lorry.errors import UserError
 from lorry.transfer import files_in, split_uri, upload
 
 log = logging.getLogger("lorry")
 
-# Fields of TrainConfig that a job's container fills in from its channels and folders.
-CONTAINER_PATHS = ("train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir")
 CHANNELS = ("train", "validation", "test", "model")
 # SageMaker refuses a volume key for instances with disks of their own (g4dn, g5, p4d, ...), which encrypt in hardware.
 EBS_ONLY = re.compile(r"ml\.(t3|[mcr][45]|c5n|[mcr][67]i|p[23])\.")
@@ -41,43 +38,6 @@ METRIC_DEFINITIONS: list[dict[str, str]] = [
     ),
 ]
 """What SageMaker reads from the log lines; it allows 40. The same as `examples/metric_definitions.json`."""
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """One SageMaker job: where it runs and what it reads and writes; the hyperparameters come beside it."""
-
-    image: str = option("", "URI of the image in ECR, as ./build_and_push.sh prints it")
-    role: str = option("", "ARN of the IAM role that the job runs as")
-    train: str = option("", "training pairs: s3:// URI, or a folder to upload")
-    validation: str = option("", "validation pairs: s3:// URI, or a folder to upload")
-    test: str = option("", "test pairs: s3:// URI, or a folder to upload")
-    model: str = option("", "base model in place of pretrained_model: s3:// URI, or a folder to upload")
-    output: str = option("", "s3:// URI under which the job writes, and uploads go")
-    checkpoints: str = option(
-        "", "s3:// URI of the checkpoints; a job that finds some continues; empty: with spot OUTPUT/checkpoints/JOB"
-    )
-    instance_type: str = option("ml.g4dn.xlarge", "SageMaker instance type")
-    volume_gb: int = option(50, "disk in gigabytes", minimum=1)
-    max_runtime_hours: float = option(24.0, "hours after which the job is stopped", above=0, maximum=672)
-    max_wait_hours: float = option(
-        0.0, "spot: hours from start to end, waiting included; 0: twice max_runtime_hours", minimum=0, maximum=1344
-    )
-    spot: bool = option(False, "use spot capacity: cheaper, may pause and continue", switch=True)
-    wait: bool = option(False, "follow the job to its end", switch=True)
-    job_name: str = option("", "name of the job; empty: lorry- and the time")
-    region: str = option("", "AWS region; empty: from the AWS configuration")
-    tags: str = option("", "tags of the job: key=value,key=value")
-    subnets: str = option("", "VPC: subnet ids, comma-separated")
-    security_groups: str = option("", "VPC: security group ids, comma-separated")
-    kms_key: str = option("", "KMS key (id or ARN) of uploads, output and disk")
-    network_isolation: bool = option(False, "let the container make no network call")
-    keep_alive_seconds: int = option(
-        0, "seconds that the instance is kept warm, and billed, for the next job", minimum=0, maximum=21600
-    )
-    input_mode: str = option(
-        "File", "File copies the channels first, FastFile streams them", choices=("File", "FastFile")
-    )
 
 
 def submit(options: JobOptions, hyperparameters: dict[str, str]) -> str:
