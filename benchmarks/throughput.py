@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,9 @@ class Contestant:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         line = next((line for line in self.process.stdout if line.startswith("{")), "")
+        if not line and self.process.wait() == -signal.SIGKILL:  # by the kernel, which ran out of memory
+            self.failed = "out of memory"
+            return {}
         if not line:
             raise RuntimeError(self.process.stderr.read())
         answer: dict[str, Any] = json.loads(line)
