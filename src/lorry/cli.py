@@ -129,7 +129,7 @@ def _given(arguments: argparse.Namespace, cls: type) -> dict[str, str]:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = from_strings(TrainConfig, _given(arguments, TrainConfig))
-    gc.disable()  # until all is loaded (see `prepare`): the libraries make a million objects, none of them garbage
+    gc.disable()  # until all is loaded (see `prepare`): loading makes many objects and next to no garbage
     from lorry.pipeline import run
     from lorry.stopping import stop_on_signals
 

@@ -107,7 +107,7 @@ def run_job() -> None:
         config = _make_room(config, root)
         _set_environment(config)
 
-        gc.disable()  # until all is loaded (see `prepare`): the libraries make a million objects, none of them garbage
+        gc.disable()  # until all is loaded (see `prepare`): loading makes many objects and next to no garbage
         from lorry.pipeline import run  # seconds, and only now that the environment is settled
 
         check_gpu()
