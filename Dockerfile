@@ -52,7 +52,7 @@ COPY --from=builder /layers/rest/ /
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # SageMaker's toolkit calls the trainer in its own process: signals reach it and its errors are told in full.
-ENV SAGEMAKER_TRAINING_MODULE=lorry.container:main
+ENV SAGEMAKER_TRAINING_MODULE=lorry.container.train:main
 # Caches go where any user may write, also when the rest of the file system is read-only; libraries want a user name.
 ENV PATH=/opt/venv/bin:$PATH \
     LANG=C.UTF-8 \

@@ -31,7 +31,7 @@ setup: .venv/ready
 
 # The main job on the embedded default: a made-up shop, the bundled base model, no network, no GPU.
 train: setup
-	$(BIN)/python -m lorry.sample runs/sample/data
+	$(BIN)/python -m lorry.data.synthetic runs/sample/data
 	$(BIN)/lorry train --pretrained_model bundled --train runs/sample/data/train --batch_size 32 --epochs 1 \
 	  --model_dir runs/sample/model --output_data_dir runs/sample/output
 

@@ -124,7 +124,7 @@ def flop_per_token(model: torch.nn.Module, *, training: bool) -> float:
 
 
 def _base() -> Any:
-    from lorry.base import find_base
+    from lorry.model.pretrained import find_base
 
     return find_base("bundled")
 
@@ -132,8 +132,8 @@ def _base() -> Any:
 def _lorry(job: Job) -> Any:
     """Return the pairs and their tokens, as Lorry reads them."""
     from lorry.config import PairOptions
-    from lorry.pairs import read_channel
-    from lorry.texts import tokenize
+    from lorry.data.pairs import read_channel
+    from lorry.model.tokens import tokenize
 
     pairs = read_channel(job.file, PairOptions(label_column="gain", positive_threshold=0.5))["all"]
     return pairs, tokenize(pairs, _base())
@@ -144,9 +144,9 @@ def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
     from accelerate import Accelerator
 
     from lorry.config import TrainConfig
-    from lorry.encoder import Encoder
-    from lorry.plan import Plan
-    from lorry.step import make_batch, update
+    from lorry.data.sampler import Plan
+    from lorry.model.encoder import Encoder
+    from lorry.training.update import make_batch, update
 
     config = TrainConfig(loss="cosent", batch_size=job.batch_size)
     pairs, texts = _lorry(job)
@@ -224,7 +224,7 @@ def post_train(job: Job, stopwatch: Stopwatch) -> None:
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import AutoModel, AutoTokenizer
 
-    from lorry.losses import cosent_loss
+    from lorry.training.losses import cosent_loss
 
     folder, columns = _base().folder, job.columns()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -268,8 +268,8 @@ def _unique(job: Job) -> tuple[list[str], int]:
 
 def lorry_encode(job: Job, stopwatch: Stopwatch) -> None:
     """Encode every unique text as `lorry evaluate` does."""
-    from lorry.encoder import Encoder
-    from lorry.evaluation import embed_all
+    from lorry.evaluation.scoring import embed_all
+    from lorry.model.encoder import Encoder
 
     _, texts = _lorry(job)
     encoder = Encoder(_base(), job.precision, torch.device("cpu"))
@@ -295,7 +295,7 @@ def st_encode(job: Job, stopwatch: Stopwatch) -> None:
 
 def lorry_tokenize(job: Job, stopwatch: Stopwatch) -> None:
     """Tokenise the pairs as every run of Lorry does whose texts are new: once, into files."""
-    from lorry.texts import tokenize
+    from lorry.model.tokens import tokenize
 
     pairs, texts = _lorry(job)
     tell({"ready": True})

@@ -22,16 +22,16 @@ import torch
 from accelerate import Accelerator
 from scipy.stats import spearmanr
 
-from lorry import evaluation
-from lorry.base import find_base
 from lorry.config import TrainConfig
-from lorry.encoder import Encoder, choose_precision
-from lorry.journal import Journal
-from lorry.pairs import read_splits
-from lorry.plan import Plan
-from lorry.ragged import Ragged
-from lorry.texts import load_tokenizer, tokenize
-from lorry.training import fit
+from lorry.data.pairs import read_splits
+from lorry.data.sampler import Plan
+from lorry.evaluation import scoring
+from lorry.model.encoder import Encoder, choose_precision
+from lorry.model.packing import Ragged
+from lorry.model.pretrained import find_base
+from lorry.model.tokens import load_tokenizer, tokenize
+from lorry.training.loop import fit
+from lorry.training.progress import Journal
 
 DATA = Path(os.environ.get("LORRY_DATA", "../shared/data"))
 RECIPES: dict[str, dict[str, Any]] = {
@@ -62,7 +62,7 @@ def main() -> None:
     device = torch.device("cpu")
 
     results: dict[str, dict[str, float]] = {}
-    results.update(evaluation.baselines(splits["validation"], common.seed))
+    results.update(scoring.baselines(splits["validation"], common.seed))
     for name in ["base", *(arguments.recipe or RECIPES)]:
         config = common if name == "base" else dataclasses.replace(common, **_options(name))
         encoder = Encoder(base, choose_precision("auto", device), device)
@@ -83,11 +83,11 @@ def main() -> None:
                 accelerator=Accelerator(cpu=True),
                 journal=Journal(plan.steps),
                 plan=plan,
-                validate=lambda encoder=encoder, config=config: evaluation.score(
+                validate=lambda encoder=encoder, config=config: scoring.score(
                     encoder, texts["validation"], splits["validation"], config, with_loss=True
                 ),
             )
-        scored = evaluation.score(encoder, texts["validation"], splits["validation"], config)
+        scored = scoring.score(encoder, texts["validation"], splits["validation"], config)
         results[name] = {**scored.metrics, "sts": probe(encoder)}
         print(_row(name, results[name]), flush=True)
     output = Path(arguments.output)

@@ -27,12 +27,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from lorry.base import find_base
 from lorry.config import TrainConfig
-from lorry.pairs import read_splits
-from lorry.plan import Plan
-from lorry.step import make_batch
-from lorry.texts import load_tokenizer, tokenize
+from lorry.data.pairs import read_splits
+from lorry.data.sampler import Plan
+from lorry.model.pretrained import find_base
+from lorry.model.tokens import load_tokenizer, tokenize
+from lorry.training.update import make_batch
 
 SIZES = (50_000, 500_000, 5_000_000)
 PAIRS_A_QUERY = 20

@@ -34,11 +34,11 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from lorry.base import find_base
 from lorry.config import PairOptions
-from lorry.encoder import choose_precision
-from lorry.pairs import read_channel
-from lorry.texts import tokenize
+from lorry.data.pairs import read_channel
+from lorry.model.encoder import choose_precision
+from lorry.model.pretrained import find_base
+from lorry.model.tokens import tokenize
 
 DATA = Path(os.environ.get("LORRY_DATA", "../shared/data"))
 COLUMNS = "product_title,product_description,product_bullet_point"

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from command import lorry
-from lorry import sample
+from lorry.aws.submit import METRIC_DEFINITIONS
 from lorry.config import TrainConfig, as_dict
-from lorry.submit import METRIC_DEFINITIONS
+from lorry.data import synthetic
 
 DATA = Path(os.environ.get("LORRY_DATA", Path(__file__).parents[1] / "../shared/data"))
 METRICS = ("ndcg@10", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy")
@@ -236,7 +236,7 @@ def test_the_posts_own_hyperparameters_run_as_in_the_post(place, tmp_path):
 
 @pytest.mark.slow
 def test_the_bundled_model_gets_better_at_the_sample_shop(tmp_path):
-    sample.generate(tmp_path / "shop", queries=300)
+    synthetic.generate(tmp_path / "shop", queries=300)
     run = Run(tmp_path, train=tmp_path / "shop" / "train", pretrained_model="bundled")
     assert set(run.metrics["splits"]) == {"validation", "test"}
     test = run.metrics["splits"]["test"]

@@ -3,7 +3,7 @@
 `lorry.container` reads hyperparameters, channels and folders where SageMaker puts them, so nothing is left to say here.
 """
 
-from lorry.container import train
+from lorry.container.train import train
 
 if __name__ == "__main__":
     train()

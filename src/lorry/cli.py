@@ -131,28 +131,28 @@ def _train(arguments: argparse.Namespace) -> None:
     config = from_strings(TrainConfig, _given(arguments, TrainConfig))
     gc.disable()  # until all is loaded (see `prepare`): loading makes many objects and next to no garbage
     from lorry.pipeline import run
-    from lorry.stopping import stop_on_signals
+    from lorry.signals import stop_on_signals
 
     run(config, stop_on_signals(), shlex.join(["lorry", *sys.argv[1:]]))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     config = from_strings(TrainConfig, _given(arguments, TrainConfig))
-    from lorry.forecast import forecast
+    from lorry.planning.plan import forecast
 
     log.info("%s", forecast(config))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     config = from_strings(TrainConfig, _given(arguments, TrainConfig))
-    from lorry.comparison import compare_models
+    from lorry.evaluation.comparison import compare_models
 
     compare_models(arguments.model, Path(arguments.data), Path(arguments.output), config)
 
 
 def _submit(arguments: argparse.Namespace) -> None:
-    from lorry import jobs
-    from lorry.submit import submit
+    from lorry.aws import jobs
+    from lorry.aws.submit import submit
 
     options = from_strings(JobOptions, _given(arguments, JobOptions))
     own = set(_names(JobOptions))
@@ -169,7 +169,7 @@ def _submit(arguments: argparse.Namespace) -> None:
 
 
 def _jobs(arguments: argparse.Namespace) -> None:
-    from lorry import jobs
+    from lorry.aws import jobs
 
     if arguments.action == "stop":
         log.info("%s", jobs.stop(arguments.name, arguments.region))

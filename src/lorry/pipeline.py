@@ -19,20 +19,22 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from lorry import evaluation, export, metrics, report
-from lorry.base import BaseModel, find_base
-from lorry.checkpoint import Store
 from lorry.config import TrainConfig, as_dict
-from lorry.encoder import Encoder, choose_precision, packs
-from lorry.evaluation import Scored
-from lorry.export import Proof
+from lorry.data.pairs import Pairs, read_splits
+from lorry.data.sampler import Plan
+from lorry.evaluation import metrics, scoring
+from lorry.evaluation.scoring import Scored
 from lorry.hardware import describe
-from lorry.journal import Journal
-from lorry.pairs import Pairs, read_splits
-from lorry.plan import Plan
-from lorry.stopping import StoppedError
-from lorry.texts import Texts, tokenize
-from lorry.training import Progress, fit, peak_memory
+from lorry.model import merge
+from lorry.model.encoder import Encoder, choose_precision, packs
+from lorry.model.merge import Proof
+from lorry.model.pretrained import BaseModel, find_base
+from lorry.model.tokens import Texts, tokenize
+from lorry.report import page
+from lorry.signals import StoppedError
+from lorry.training.checkpoint import Store
+from lorry.training.loop import Progress, fit, peak_memory
+from lorry.training.progress import Journal
 
 log = logging.getLogger("lorry")
 
@@ -65,9 +67,9 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
     Raises:
         UserError: Something that the user can mend.
     """
-    export.check_apart(config)
-    export.check_writable(Path(config.model_dir))
-    export.check_output(Path(config.output_data_dir))
+    merge.check_apart(config)
+    merge.check_writable(Path(config.model_dir))
+    merge.check_output(Path(config.output_data_dir))
     setting = prepare(config, stop)
     if stop is not None and stop.is_set():
         log.info("stopped at step 0 of this run, before training began; earlier checkpoints stay as they are")
@@ -111,7 +113,7 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
 
 def _score(setting: Setting, encoder: Encoder, split: str) -> Scored:
     texts, pairs = setting.texts[split], setting.splits[split]
-    return evaluation.score(encoder, texts, pairs, setting.config, setting.stop, with_loss=True)
+    return scoring.score(encoder, texts, pairs, setting.config, setting.stop, with_loss=True)
 
 
 def _score_model(setting: Setting, base: BaseModel) -> dict[str, Scored]:
@@ -147,21 +149,21 @@ def _finish(setting: Setting, progress: Progress, journal: Journal, command: str
     config, output = setting.config, Path(setting.config.output_data_dir)
     before = _score_model(setting, setting.base)
     journal.begin_with(loss=before["validation"].loss or 0.0, metrics=before["validation"].metrics)
-    with export.staging(Path(config.model_dir)) as folder:
-        proof = export.write_model(folder, setting.encoder, _probe(setting))
+    with merge.staging(Path(config.model_dir)) as folder:
+        proof = merge.write_model(folder, setting.encoder, _probe(setting))
         log.info(
             "merged: cosine to base + adapter %.6f, to the base %.4f", proof.merged_to_adapter, proof.merged_to_base
         )
         after = _score_model(setting, find_base(str(folder), config.max_length))
         facts = _facts(setting, progress, journal, before, after, command)
-        export.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
-        report.write_model_card(folder, facts)
-        export.write_json(output / "metrics.json", facts.metrics)
+        merge.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
+        page.write_model_card(folder, facts)
+        merge.write_json(output / "metrics.json", facts.metrics)
         journal.write(output / "training.jsonl")
-        page = report.write_report(output, facts)
+        path = page.write_report(output, facts)
     _say_result(facts)
     log.info("model: %s", config.model_dir)
-    log.info("report: %s", page)
+    log.info("report: %s", path)
 
 
 def _leave_unfinished(setting: Setting, progress: Progress, journal: Journal) -> None:
@@ -169,10 +171,10 @@ def _leave_unfinished(setting: Setting, progress: Progress, journal: Journal) ->
     config = setting.config
     journal.write(Path(config.output_data_dir) / "training.jsonl")
     if config.on_stop == "export":
-        with export.staging(Path(config.model_dir)) as folder:
-            proof = export.write_model(folder, setting.encoder, _probe(setting))
-            export.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
-            report.write_unfinished_card(folder, setting.base.name, progress.step)
+        with merge.staging(Path(config.model_dir)) as folder:
+            proof = merge.write_model(folder, setting.encoder, _probe(setting))
+            merge.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
+            page.write_unfinished_card(folder, setting.base.name, progress.step)
         log.info("the model as trained so far: %s", config.model_dir)
     how = (
         "resume with the same checkpoint folder"
@@ -189,7 +191,7 @@ def _probe(setting: Setting) -> Any:
 
 
 def _provenance(setting: Setting, progress: Progress, proof: Proof) -> dict[str, Any]:
-    return export.provenance(
+    return merge.provenance(
         setting.config,
         {name: setting.fingerprints[name] for name in setting.splits},
         base_model={"name": setting.base.name, "fingerprint": setting.fingerprints["base"]},
@@ -208,11 +210,11 @@ def _facts(
     before: dict[str, Scored],
     after: dict[str, Scored],
     command: str,
-) -> report.ReportFacts:
+) -> page.ReportFacts:
     splits, seed = setting.splits, setting.config.seed
     scored = {name: (splits[name], before[name].scores, after[name].scores) for name in before}
     judged = "test" if "test" in scored else "validation"
-    return report.ReportFacts(
+    return page.ReportFacts(
         metrics={
             "splits": {name: _block(splits[name], before[name], after[name], seed) for name in before},
             "training": _training_facts(setting, progress),
@@ -227,18 +229,18 @@ def _facts(
         },
         undefined={name: metrics.undefined(p.query, p.gain, p.relevant) for name, (p, _, _) in scored.items()},
         scores={
-            name: report.ScoresByLabel(pairs.label_names, pairs.label, base, tuned)
+            name: page.ScoresByLabel(pairs.label_names, pairs.label, base, tuned)
             for name, (pairs, base, tuned) in scored.items()
         },
         health={name: pairs.health for name, pairs in splits.items()},
-        changes=report.query_changes(*scored[judged]),
+        changes=page.query_changes(*scored[judged]),
         pooling=setting.base.pooling,
     )
 
 
 def _block(pairs: Pairs, before: Scored, after: Scored, seed: int) -> dict[str, Any]:
     counts = {"pairs": len(pairs), "queries": len(pairs.queries)}
-    return {**counts, **evaluation.baselines(pairs, seed), "base": before.metrics, "tuned": after.metrics}
+    return {**counts, **scoring.baselines(pairs, seed), "base": before.metrics, "tuned": after.metrics}
 
 
 def _training_facts(setting: Setting, progress: Progress) -> dict[str, Any]:
@@ -258,14 +260,14 @@ def environment(encoder: Encoder) -> dict[str, str]:
     """Return where and with what the run was made, in words."""
     device = encoder.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    versions = {package: export.package_version(package) for package in export.PACKAGES}
+    versions = {package: merge.package_version(package) for package in merge.PACKAGES}
     return {"device": name, "precision": encoder.precision, "python": platform.python_version(), **versions}
 
 
-def _say_result(facts: report.ReportFacts) -> None:
+def _say_result(facts: page.ReportFacts) -> None:
     for split, block in facts.metrics["splits"].items():
         for scorer in ("base", "tuned"):
             log.info(" ".join(f"{split}:{scorer}:{name}={value:.4f};" for name, value in block[scorer].items()))
     for split in facts.metrics["splits"]:
-        log.info("\n%s\n", report.summary_table(facts.metrics, split))
-    log.info(report.judge(facts).headline)
+        log.info("\n%s\n", page.summary_table(facts.metrics, split))
+    log.info(page.judge(facts).headline)

@@ -41,7 +41,7 @@ def image(engine):
 def pairs(tmp_path_factory):
     """A folder of a few hundred judged pairs."""
     folder = tmp_path_factory.mktemp("pairs")
-    command = [sys.executable, "-m", "lorry.sample", str(folder), "--queries", "40"]
+    command = [sys.executable, "-m", "lorry.data.synthetic", str(folder), "--queries", "40"]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
     folder.chmod(0o755)
     return folder / "train"

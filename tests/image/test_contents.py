@@ -72,7 +72,7 @@ def test_everything_is_compiled(image):
 def test_contract_in_the_configuration(image):
     config = inspect(image)
     environment = dict(entry.split("=", 1) for entry in config["Env"])
-    assert environment["SAGEMAKER_TRAINING_MODULE"] == "lorry.container:main"
+    assert environment["SAGEMAKER_TRAINING_MODULE"] == "lorry.container.train:main"
     assert environment["NVIDIA_VISIBLE_DEVICES"] == "all"
     assert environment["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
     assert config["Entrypoint"] is None

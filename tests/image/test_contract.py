@@ -144,7 +144,7 @@ def test_the_failure_file_of_a_crash_names_exception_and_place(job, pairs, tmp_p
     (fault / "sitecustomize.py").write_text(
         "import sys\n"
         "if sys.argv[:1] == ['/opt/venv/bin/train'] or 'train' in sys.orig_argv[-1]:\n"
-        "    import lorry.plan\n"
+        "    import lorry.data.sampler\n"
         "    def batch(self, step): raise IndexError('step %d of none' % step)\n"
         "    lorry.plan.Plan.batch = batch\n"
     )

@@ -1,0 +1,156 @@
+"""Files to and from S3, and archives from S3 unpacked so that nothing lands outside the folder asked for."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import ClientError
+from tqdm import tqdm
+
+from lorry.aws.session import code, errors
+from lorry.errors import UserError
+
+MAX_MEMBERS = 10_000
+MAX_RATIO = 100  # bytes unpacked for a byte of archive; weights hardly shrink, and logs by about 10
+SMALL_BYTES = 100_000_000  # an archive that unpacks to less is never too large
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key (or prefix, without slashes at its ends) of `s3://bucket/key`."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key.strip("/")
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the files below `folder`, sorted, without hidden ones.
+
+    Raises:
+        UserError: `folder` is not a folder or holds no file.
+    """
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {kind}", "Give a folder, or an s3:// URI.")
+    found = (path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    if not files:
+        raise UserError(f"the folder {folder} holds no file", "Put the tables of pairs (or the model's files) there.")
+    return files
+
+
+def upload(s3: Any, folder: Path, uri: str, kms_key: str = "") -> None:
+    """Copy the files below `folder` to `uri`, with a progress bar on a terminal.
+
+    Args:
+        s3: A boto3 client of S3.
+        folder: A local folder; hidden files stay behind.
+        uri: `s3://bucket/prefix`; the files' names within the folder are added to it.
+        kms_key: Id or ARN of the key that encrypts them; empty: the bucket's own default.
+
+    Raises:
+        UserError: Nothing to copy, or S3 refuses.
+    """
+    files = files_in(folder)
+    bucket, prefix = split_uri(uri)
+    extra = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
+    total = sum(path.stat().st_size for path in files)
+    with (
+        _bar(f"upload {folder.name}", total) as bar,
+        errors(f"copying {folder} to {uri}"),
+    ):
+        for path in files:
+            key = "/".join((prefix, *path.relative_to(folder).parts)).lstrip("/")
+            s3.upload_file(str(path), bucket, key, ExtraArgs=extra, Callback=bar.update)
+
+
+def fetch_archive(s3: Any, uri: str, target: Path) -> bool:
+    """Download the `.tar.gz` at `uri` and unpack it as the new folder `target`.
+
+    The archive is unpacked beside `target` and renamed in, so that `target` is whole or absent.
+
+    Returns:
+        False where S3 has no such object.
+
+    Raises:
+        UserError: `target` exists, S3 refuses, the archive is damaged or unsafe, or the disk too small.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists already", "Give another folder, or move that one away.")
+    bucket, key = split_uri(uri)
+    with errors(f"reading {uri}"):
+        try:
+            size = s3.head_object(Bucket=bucket, Key=key)["ContentLength"]
+        except ClientError as error:
+            if code(error) in ("404", "NoSuchKey"):
+                return False
+            raise
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as beside:
+            archive = Path(beside) / "archive.tar.gz"
+            with errors(f"reading {uri}"), _bar(f"download {key.rpartition('/')[2]}", size) as bar:
+                s3.download_file(bucket, key, str(archive), Callback=bar.update)
+            unpacked = Path(beside) / "unpacked"
+            unpacked.mkdir()
+            unpack(archive, unpacked)
+            unpacked.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}", "Give a folder with room.") from error
+    return True
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a `.tar.gz` of plain files and folders into `folder`.
+
+    Nothing is written before every member has been looked at: names must stay below `folder`; links, devices and
+    the like, which a model does not have, are refused, as is more than the disk or reason allows.
+
+    Raises:
+        UserError: The archive is unsafe or damaged.
+    """
+    mend = "Do not use it; look at how it came to be in the bucket."
+    limit = min(shutil.disk_usage(folder).free, max(SMALL_BYTES, MAX_RATIO * archive.stat().st_size))
+    try:
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream) as tar:
+            total = 0
+            members = []
+            for member in tar:
+                fault = _fault(member)
+                if fault:
+                    raise UserError(f"unsafe archive: {member.name!r} {fault}", mend)
+                members.append(member)
+                total += member.size
+                if total > limit or len(members) > MAX_MEMBERS:
+                    raise UserError(
+                        f"the archive unpacks to more than {limit:,} bytes or {MAX_MEMBERS:,} files",
+                        f"Make room on the disk if it is short; otherwise: {mend}",
+                    )
+            while stream.read(1 << 20):
+                pass  # up to the checksum, which tarfile would leave unread
+            for member in members:
+                tar.extract(member, folder, filter="data")
+    except tarfile.FilterError as error:
+        raise UserError(f"unsafe archive: {error}", mend) from error
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"the archive is damaged: {error}", "Fetch it again.") from error
+
+
+def _fault(member: tarfile.TarInfo) -> str:
+    name = member.name.replace("\\", "/")
+    if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
+        return "has an absolute path"
+    if ".." in name.split("/"):
+        return "leads out of the folder"
+    if not (member.isreg() or member.isdir()):
+        return "is neither a file nor a folder"
+    return ""
+
+
+def _bar(text: str, total: int) -> tqdm[Any]:
+    """Return a progress bar over bytes that shows on a terminal only."""
+    return tqdm(total=total, desc=text, unit="B", unit_scale=True, disable=None)

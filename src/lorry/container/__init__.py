@@ -1,0 +1,1 @@
+"""The SageMaker training contract: the only room that knows /opt/ml."""

@@ -1,0 +1,65 @@
+"""Any models side by side on the same judged pairs (`lorry evaluate`)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorry.config import TrainConfig
+from lorry.data.pairs import read_channel
+from lorry.errors import UserError
+from lorry.evaluation import metrics, scoring
+from lorry.model import merge
+from lorry.model.encoder import Encoder, choose_precision
+from lorry.model.pretrained import find_base
+from lorry.model.tokens import tokenize
+
+log = logging.getLogger("lorry")
+
+
+def compare_models(models: list[str], data: Path, output: Path, config: TrainConfig) -> None:
+    """Score each model on the pairs of a folder and write the metrics as JSON.
+
+    Args:
+        models: Hub ids, folders or `bundled`.
+        data: Folder of judged pairs.
+        output: The file to write.
+        config: How to read the pairs, the longest text, the precision and the batch size.
+
+    Raises:
+        UserError: A model or the pairs cannot be read, or the file cannot be written.
+    """
+    if output.is_dir():
+        raise UserError(f"{output} is a folder", "Give a file as --output, e.g. metrics.json.")
+    merge.check_output(output.parent, "--output")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bases = {name: find_base(name, config.max_length) for name in models}
+    splits = {}
+    for split, pairs in read_channel(data, config).items():
+        scores: dict[str, dict[str, float]] = {}
+        for name, base in bases.items():
+            encoder = Encoder(base, choose_precision(config.precision, device), device)
+            scores[name] = scoring.score(encoder, tokenize(pairs, base), pairs, config).metrics
+            log.info("%s: %s", name, " ".join(f"{key}={value:.4f};" for key, value in scores[name].items()))
+        undefined = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
+        if undefined:
+            log.warning("%s: not defined by these labels: %s", split, ", ".join(undefined))
+        block = {"pairs": len(pairs), "queries": len(pairs.queries), **scoring.baselines(pairs, config.seed)}
+        splits[split] = {**block, "models": scores}
+        log.info("\n%s\n", _table(split, splits[split]))
+    merge.write_json(output, {"splits": splits})
+    log.info("metrics: %s", output)
+
+
+def _table(split: str, block: dict[str, Any]) -> str:
+    rows = {"random": block["random"], "BM25": block["bm25"], **block["models"]}
+    width = max(map(len, rows))
+    head = f"{split}: {block['pairs']:,} pairs, {block['queries']:,} queries\n" + " " * width
+    lines = [head + "".join(f"{name:>19}" for name in metrics.METRICS)]
+    lines += [
+        f"{name:<{width}}" + "".join(f"{row[key]:19.4f}" for key in metrics.METRICS) for name, row in rows.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,215 @@
+"""The encoder: a pre-trained model with LoRA adapters that turns texts into embeddings.
+
+Texts are packed into one row of tokens (see `attention.py`), so that every linear layer works on next to nothing but
+real tokens. Architectures that do not go through transformers' AttentionInterface are padded to like lengths instead.
+Frozen weights are kept in the compute precision, adapters in fp32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lorry.errors import UserError
+from lorry.model import attention, lora
+from lorry.model.attention import LINE, Layout, lay_out
+from lorry.model.packing import Ragged, split
+from lorry.model.pretrained import BaseModel
+
+# Most tokens of a forward pass: on a CPU what its caches hold, on a GPU what keeps it busy.
+PASS_TOKENS = {"cpu": 4096, "cuda": 1 << 16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Where positions do not start at zero: RoBERTa's family counts from padding_idx + 1.
+OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"}
+# Architectures whose whole forward is known to depend on nothing but positions and attention; others are padded.
+PACKABLE = {
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "modernbert",
+    "qwen3",
+    "qwen2",
+    "llama",
+    "mistral",
+}
+
+
+def packs(base: BaseModel) -> bool:
+    """Tell whether this model takes texts side by side; others get them padded to like lengths."""
+    return base.kind in PACKABLE
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """Return bf16, fp16 or fp32.
+
+    `auto` takes what the hardware multiplies natively. On CUDA the compute capability decides: torch's
+    `is_bf16_supported()` is also true where bf16 is emulated (T4), and slow.
+    """
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    if device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        capability = torch.backends.cpu.get_cpu_capability()
+        flags = _cpu_flags()
+        return "bf16" if "AVX512" in capability and flags & {"avx512_bf16", "amx_bf16"} else "fp32"
+    return "fp32"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:  # noqa: PTH123 (one line of a pseudo file)
+            return next((set(line.split()) for line in info if line.startswith("flags")), set())
+    except OSError:
+        return set()
+
+
+class Encoder(nn.Module):
+    """A base model, its pooling, and (once `add_lora` is called) its adapters."""
+
+    def __init__(self, base: BaseModel, precision: str, device: torch.device) -> None:
+        """Load the base model's weights.
+
+        Args:
+            base: From `lorry.base.find_base`.
+            precision: bf16, fp16 or fp32; see `choose_precision`.
+            device: Where to compute.
+
+        Raises:
+            UserError: The files are there but no model can be read from them.
+        """
+        super().__init__()
+        self.base, self.precision, self.device = base, precision, device
+        self.dropouts: list[nn.Module] = []
+        self.model: Any = load_model(base, DTYPES[precision])
+        self.packs = packs(base)
+        self.first_position = self.model.config.pad_token_id + 1 if base.kind in OFFSET_POSITIONS else 0
+        if self.packs:
+            attention.register()
+            self.model.set_attn_implementation(attention.NAME)
+        self.model.to(device).eval()  # eval: the base model's own dropout stays off
+        self.model.requires_grad_(False)
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding."""
+        return int(self.model.config.hidden_size)
+
+    def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: str, seed: int) -> None:
+        """Attach adapters; the embeddings stay what they were, since B starts at zero."""
+        torch.manual_seed(seed)
+        self.model = lora.attach(self.model, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+        for weight in self.adapters().values():
+            weight.data = weight.data.float()  # masters: an update can be smaller than a step of bf16
+        if dropout == 0:
+            lora.fuse(self.model)
+        self.dropouts = [module for name, module in self.model.named_modules() if "lora_dropout" in name]
+
+    def adapters(self) -> dict[str, nn.Parameter]:
+        """Return the trainable weights by name."""
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the base model's weight files."""
+        digest = hashlib.sha256()
+        for path in sorted(self.base.folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def split(self, lengths: np.ndarray, most: int = 0, most_texts: int = 0) -> list[np.ndarray]:
+        """Divide texts of these lengths into forward passes that suit the device, none of more than so many tokens."""
+        suits = PASS_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
+        return split(lengths, min(most or suits, suits), most_texts=most_texts, line=LINE if self.packs else 0)
+
+    def embed(self, texts: Ragged, *, dropout: bool = False) -> Tensor:
+        """Return the embeddings [n, width] of the texts, fp32.
+
+        Args:
+            texts: Their tokens.
+            dropout: Drop inputs of the adapters at random, as a training step does where `lora_dropout` is above 0.
+        """
+        for module in self.dropouts:
+            module.train(dropout)
+        parts = self.split(texts.lengths)
+        if len(parts) == 1:
+            return self._embed_at_once(texts)
+        pieces = torch.cat([self._embed_at_once(texts.take(part)) for part in parts])
+        place = torch.from_numpy(np.argsort(np.concatenate(parts)))  # of each text among the pieces
+        return pieces.index_select(0, place.to(self.device))
+
+    def _embed_at_once(self, texts: Ragged) -> Tensor:
+        # An architecture that cannot be packed gets a line a text, and few widths: each is a forward pass.
+        layout = lay_out(texts.lengths, self.device, **({} if self.packs else {"line": 0, "step": 16}))
+        row = np.where(layout.tokens < 0, 0, texts.ids[layout.tokens]).astype(np.int64)
+        ids_T = torch.from_numpy(row).to(self.device, non_blocking=True)
+        hidden_TD = self._packed(ids_T, layout) if self.packs else self._padded(ids_T, layout)
+        pooled_ND = _pool(hidden_TD, layout, self.base.pooling).float()
+        return functional.normalize(pooled_ND, dim=-1) if self.base.normalize else pooled_ND
+
+    def _packed(self, ids_T: Tensor, layout: Layout) -> Tensor:
+        positions_T = layout.positions + self.first_position
+        with attention.packed(layout):
+            out = self.model(input_ids=ids_T[None], position_ids=positions_T[None], **self._no_cache())
+        hidden_TD: Tensor = out.last_hidden_state[0]
+        return hidden_TD
+
+    def _padded(self, ids_T: Tensor, layout: Layout) -> Tensor:
+        pieces = []
+        for group in layout.groups:
+            mask = (group.texts >= 0).long()
+            ids = ids_T[group.start : group.end].view(mask.shape)
+            ids = ids.masked_fill(mask == 0, self.model.config.pad_token_id or 0)
+            out = self.model(input_ids=ids, attention_mask=mask, **self._no_cache()).last_hidden_state
+            pieces.append(out.flatten(0, 1))
+        return torch.cat(pieces)
+
+    def _no_cache(self) -> dict[str, bool]:
+        return {"use_cache": False} if getattr(self.model.config, "use_cache", None) is not None else {}
+
+
+def load_model(base: BaseModel, dtype: torch.dtype) -> Any:
+    """Load the transformers model of `base`, every weight from its files.
+
+    Raises:
+        UserError: The files cannot be read, or weights are missing from them.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    try:
+        model, info = AutoModel.from_pretrained(base.folder, output_loading_info=True, **options)
+        if info["missing_keys"] and all("pooler" in key for key in info["missing_keys"]):
+            # Saved without BERT's pooler, which no embedding uses: do not make up one.
+            model, info = AutoModel.from_pretrained(
+                base.folder, output_loading_info=True, add_pooling_layer=False, **options
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model {base.name} cannot be loaded: {first}", "Check its files, or take another.") from None
+    if info["missing_keys"]:
+        raise UserError(
+            f"model {base.name} lacks weights: {', '.join(sorted(info['missing_keys'])[:3])}", "Take a complete model."
+        )
+    return model
+
+
+def _pool(hidden_TD: Tensor, layout: Layout, pooling: str) -> Tensor:
+    """Return one vector a text, [n, D], in the order in which the texts were given."""
+    if pooling == "cls":
+        return hidden_TD.index_select(0, layout.starts)
+    if pooling == "lasttoken":
+        return hidden_TD.index_select(0, layout.starts + layout.lengths - 1)
+    sums = torch.segment_reduce(hidden_TD.float(), "sum", lengths=layout.segments, unsafe=True)
+    return sums.index_select(0, layout.order) / layout.lengths[:, None]

@@ -1,0 +1,1 @@
+"""What a person reads after a run: report.html, the model card, the table at the end."""

@@ -1,0 +1,220 @@
+"""Files as they come: kinds, compression, separators, quoting, damage."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from lorry.data import files
+from lorry.data.cleaning import clean
+from lorry.data.files import column_names, list_files, read_batches, spool
+from lorry.errors import UserError
+
+ROWS = [
+    {"id": "0123", "text": 'a "quoted", word', "label": "1"},
+    {"id": "NA", "text": "two\nlines", "label": "0"},
+    {"id": "null", "text": None, "label": "1"},
+]
+
+
+def never(description):
+    raise AssertionError(description)
+
+
+def read(path, columns=("id", "text", "label"), skipped=never):
+    return [row for table in read_batches(path, columns, skipped) for row in table.to_pylist()]
+
+
+def written(folder, name):
+    """Write ROWS to a file of the kind that `name` says."""
+    kind = name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
+    if kind == "parquet":
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(ROWS), sink)
+        content = sink.getvalue().to_pybytes()
+    elif kind in ("jsonl", "json"):
+        content = "\n".join(json.dumps(row) for row in ROWS).encode()
+    else:
+        mark = "\t" if kind == "tsv" else ","
+        cells = [["id", "text", "label"], *[[row["id"], row["text"] or "", row["label"]] for row in ROWS]]
+        lines = [mark.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in cells]
+        content = ("\r\n".join(lines) + "\r\n").encode()
+    if name.endswith(".gz"):
+        content = gzip.compress(content)
+    elif name.endswith(".zst"):
+        content = zstandard.compress(content)
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "tsv", "jsonl", "json"])
+def test_every_kind_reads_the_same(tmp_path, kind, packed):
+    path = written(tmp_path, f"part.{kind}{packed}")
+    assert column_names(path) == ["id", "text", "label"]
+    assert read(path) == ROWS
+
+
+def test_only_data_files_of_the_folder_itself_in_order(tmp_path):
+    for name in ("b.csv", "a.CSV", "._a.csv", ".DS_Store", "_SUCCESS", "_part.csv", "README.md", "manifest"):
+        (tmp_path / name).write_text("id\n1\n")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "c.csv").write_text("id\n1\n")
+    assert [path.name for path in list_files(tmp_path)] == ["a.CSV", "b.csv"]
+    assert list_files(tmp_path / "b.csv") == [tmp_path / "b.csv"]
+
+
+@pytest.mark.parametrize("mark", [",", "\t", ";", "|"])
+def test_the_separator_is_found_and_numbers_stay_text(tmp_path, mark):
+    path = tmp_path / "a.csv"
+    path.write_text(f"\ufeffid{mark}text{mark}label\n007{mark}1e5{mark}1.0\n", encoding="utf-8")
+    assert read(path) == [{"id": "007", "text": "1e5", "label": "1.0"}]
+
+
+def test_rows_with_too_few_or_many_cells_are_told_of(tmp_path):
+    path, told = tmp_path / "a.csv", []
+    path.write_text("id,text,label\n1,a,1\n2,b\n3,c,1,9\n4,d,0\n")
+    assert [row["id"] for row in read(path, skipped=told.append)] == ["1", "4"]
+    assert told == ["a.csv: 2 cells, not 3: '2,b'", "a.csv: 4 cells, not 3: '3,c,1,9'"]
+
+
+def test_columns_of_other_types_become_text(tmp_path):
+    table = pa.table(
+        {
+            "id": pa.array([7, None], pa.int64()),
+            "text": pa.array([["red", "sofa"], []], pa.list_(pa.string())),
+            "label": pa.array([2.33, 3.0]),
+            "flag": pa.array([True, False]),
+            "kind": pa.array(["a", "b"]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", table.column_names) == [
+        {"id": "7", "text": "red sofa", "label": "2.33", "flag": "true", "kind": "a"},
+        {"id": None, "text": None, "label": "3", "flag": "false", "kind": "b"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_fields_within_fields_have_dotted_names(tmp_path, name):
+    rows = [{"put": "x", "fields": {"id": "B1", "more": {"title": "Sofa"}}}]
+    if name == "a.jsonl":
+        (tmp_path / name).write_text(json.dumps(rows[0]))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    assert column_names(tmp_path / name) == ["put", "fields.id", "fields.more.title"]
+    assert read(tmp_path / name, ["fields.more.title", "put"]) == [{"fields.more.title": "Sofa", "put": "x"}]
+
+
+def test_json_lines_may_change_between_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_BYTES", 64)
+    path = tmp_path / "a.jsonl"
+    rows = [{"id": 1}] * 4 + [{"id": "A", "n": 2}] * 4 + [{"id": 0.5}] * 3 + [{"n": "x" * 100}]
+    path.write_text("\n".join(json.dumps(row).ljust(31) for row in rows))  # two rows a block
+    found = read(path, ["id", "n"])
+    assert [row["id"] for row in found] == ["1"] * 4 + ["A"] * 4 + ["0.5"] * 3 + [None]
+    assert [row["n"] for row in found] == [None] * 4 + ["2"] * 4 + [None] * 3 + ["x" * 100]
+
+
+def refused(path):
+    with pytest.raises(UserError) as error:
+        read(path, column_names(path))
+    assert str(path) in error.value.cause
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv.gz", "a.csv.zst", "a.jsonl.gz", "a.parquet.zst"])
+def test_truncated_files_are_named(tmp_path, name):
+    path = written(tmp_path, name)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "Is the file whole" in refused(path)
+
+
+def test_json_errors_name_the_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_BYTES", 64)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": "1"}\n' * 20 + '{"id": "1\n')
+    assert "in row 21" in refused(path)
+    path.write_text('[{"id": "1"}]')
+    assert "JSON lines" in refused(path)
+
+
+def test_a_quotation_mark_never_closed_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_BYTES", 256)
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,"a\n' + "2,b\n" * 200)
+    assert "quotation mark is never closed" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.jsonl"])
+def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path, name):
+    row = b'{"id": "caf\xe9"}\n' if "json" in name else b"caf\xe9,x\n"
+    good = b'{"id": "caf\xc3\xa9"}\n' if "json" in name else b"caf\xc3\xa9,x\n"
+    content = (b"" if "json" in name else b"id,text\n") + good * 3 + row
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert f"not UTF-8: line {4 if 'json' in name else 5}, byte 0xe9" in refused(path)
+
+
+def test_utf16_and_empty_files_are_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("id,text\n1,x\n".encode("utf-16"))
+    assert "not UTF-8" in refused(path)
+    path.write_bytes(b"")
+    assert "Empty CSV" in refused(path)
+
+
+def test_folders_without_files_say_what_is_there(tmp_path):
+    with pytest.raises(UserError, match="is not there"):
+        list_files(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds no file of pairs, but nothing.*\.parquet \.csv"):
+        list_files(tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="but train"):
+        list_files(tmp_path)
+    (tmp_path / "a.xlsx").write_text("")
+    with pytest.raises(UserError, match="no known kind"):
+        list_files(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("dirty", "tidy"),
+    [
+        ("plain words", "plain words"),
+        ("a<br>b<br/>c</p><p class='x'>d", "a b c d"),
+        ("a<!-- note <b> -->b", "a b"),
+        ("<!DOCTYPE html>a", "a"),
+        ("a < b, 2<3 and 4 > 1", "a < b, 2<3 and 4 > 1"),
+        ("salt &amp; pepper &#233;&#xe9;", "salt & pepper éé"),
+        ("R&D AT&T x&copy=1", "R&D AT&T x&copy=1"),
+        ("&amp;lt; once", "&lt; once"),
+        ("&lt;b&gt;", "<b>"),
+        ("  a\t\tb\r\n c\u00a0d\u2003e\u3000f ", "a b c d e f"),
+        ("a\x00b\x07c\u200bd\ufeff \u00ad", "abcd"),
+        ("é ü 日本 👨‍👩‍👧", "é ü 日本 👨‍👩‍👧"),
+        ("<br> &nbsp; ", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_cleaning(dirty, tidy):
+    texts = pa.chunked_array([pa.array([dirty, "other"], pa.large_string()), pa.array([dirty], pa.large_string())])
+    assert clean(texts).to_pylist() == [tidy, "other", tidy]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_explained():
+    rows = pa.table({"id": ["x" * 1000] * 1000})
+    with pytest.raises(UserError, match="Set TMPDIR"):
+        spool([rows], rows.schema, Path("/dev/full"))
+
+
+def test_this_folder_is_left_alone(tmp_path):
+    path = written(tmp_path, "a.parquet.gz")
+    read(path)
+    assert [Path(found).name for found in tmp_path.iterdir()] == ["a.parquet.gz"]

@@ -1,0 +1,337 @@
+"""The encoder against transformers and PEFT: the same embeddings and gradients, packed or padded."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel
+
+from lorry.config import TrainConfig
+from lorry.errors import UserError
+from lorry.model.encoder import Encoder, choose_precision
+from lorry.model.packing import Ragged
+from lorry.model.pretrained import find_base
+from lorry.pipeline import prepare
+
+CPU = torch.device("cpu")
+LONGEST = 64
+# One token, only the special tokens (two, or one), the longest, and both many and few texts of a length.
+LENGTHS = np.array([12, 1, 64, 2, 30, 7, 7, 7, 33, 64, 6, 1, 61, 5, 20, 7])
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": "", "seed": 0}
+
+
+def encoder_of(folder, precision="fp32", max_length=0):
+    return Encoder(find_base(str(folder), max_length), precision, CPU)
+
+
+def some_texts(encoder, lengths=LENGTHS, seed=0):
+    """Token ids as a tokenizer gives them: special tokens at the ends, no padding token inside."""
+    config = encoder.model.config
+    rng = np.random.default_rng(seed)
+    tokens = [rng.integers(5, config.vocab_size, length) for length in lengths]
+    first, last = config.bos_token_id, config.eos_token_id
+    for text in tokens:
+        if last is not None:
+            text[-1] = last
+        if first is not None and len(text) > 1:
+            text[0] = first
+    return tokens
+
+
+def packed_of(texts):
+    return Ragged(np.concatenate(texts), np.array([len(text) for text in texts]))
+
+
+def fill(weights, seed=1, scale=0.1):
+    """Give every adapter weight numbers of its own: B begins at zero, where half of the gradients vanish.
+
+    Not too large ones: with 0.3, transformers' own gradients in fp32 are 3e-5 off those in fp64.
+    """
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in sorted(weights):
+            weights[name].copy_(torch.randn(weights[name].shape, generator=random) * scale)
+
+
+def plain(folder, targets=None, lora=LORA):
+    """The same model as transformers and PEFT make it, with ordinary attention."""
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32)
+    if targets is not None:
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                task_type="FEATURE_EXTRACTION", r=lora["rank"], lora_alpha=lora["alpha"], target_modules=list(targets)
+            ),
+        )
+    return model.eval()
+
+
+def padded_embeddings(model, texts, pooling, normalize=True):
+    """Every text padded to the longest, one forward pass, pooled by the book."""
+    longest = max(map(len, texts))
+    ids = torch.full((len(texts), longest), model.config.pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.from_numpy(text)
+        mask[row, : len(text)] = 1
+    hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+    if pooling == "cls":
+        pooled = hidden[:, 0]
+    elif pooling == "lasttoken":
+        pooled = hidden[torch.arange(len(texts)), mask.sum(1) - 1]
+    else:
+        pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    return torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled
+
+
+def direction(shape, seed=2):
+    """Weights for a sum of all embeddings, so that every number of them has a gradient of its own."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(embeddings, weights):
+    names = sorted(weights)
+    found = torch.autograd.grad((embeddings * direction(embeddings.shape)).sum(), [weights[name] for name in names])
+    return dict(zip(names, found, strict=True))
+
+
+def adapted_pair(folder, lora=LORA, targets=None, precision="fp32"):
+    """An encoder with LoRA, the plain model with LoRA, both with the same numbers in A and B."""
+    encoder = encoder_of(folder, precision)
+    encoder.add_lora(**lora)
+    targets = encoder.model.peft_config["default"].target_modules if targets is None else targets
+    model = plain(folder, targets, lora)
+    mine = encoder.adapters()
+    theirs = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert sorted(mine) == sorted(theirs)
+    fill(mine)
+    fill(theirs)
+    return encoder, model, mine, theirs
+
+
+def assert_equal_gradients(mine, theirs, tolerance):
+    for name, expected in theirs.items():
+        size = expected.abs().max()
+        assert size > 1e-4, f"{name} has no gradient to compare"
+        assert (mine[name] - expected).abs().max() <= tolerance * max(1.0, size.item()), name
+
+
+def test_embeddings_and_gradients_are_those_of_transformers_and_peft(tiny_model, kind):
+    folder = tiny_model(kind)
+    encoder, model, mine, theirs = adapted_pair(folder)
+    texts = some_texts(encoder)
+    found = encoder.embed(packed_of(texts))
+    expected = padded_embeddings(model, texts, encoder.base.pooling)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_equal_gradients(gradients(found, mine), gradients(expected, theirs), 1e-5)
+    apart = 1 - (expected @ expected.T)[~torch.eye(len(texts), dtype=torch.bool)]
+    assert apart.max() > 0.1, "texts all embed alike: the comparison would show nothing"
+
+
+def test_many_texts_take_several_forward_passes_and_come_out_the_same(tiny_model, kind, monkeypatch):
+    encoder, _, weights, _ = adapted_pair(tiny_model(kind))
+    texts = packed_of(some_texts(encoder))
+    monkeypatch.setattr("lorry.model.encoder.LINE", 12)
+    expected = encoder.embed(texts)
+    monkeypatch.setattr("lorry.model.encoder.PASS_TOKENS", {"cpu": 40})
+    assert len(encoder.split(texts.lengths)) > 6
+    found = encoder.embed(texts)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_equal_gradients(gradients(found, weights), gradients(expected, weights), 1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+@pytest.mark.parametrize("name", ["bert", "qwen3", "mpnet"])
+def test_every_pooling_with_and_without_normalisation(tiny_model, name, pooling):
+    for normalize in (True, False):
+        folder = tiny_model(name, pooling=pooling, normalize=normalize)
+        encoder = encoder_of(folder)
+        texts = some_texts(encoder)
+        with torch.no_grad():
+            found = encoder.embed(packed_of(texts))
+            expected = padded_embeddings(plain(folder), texts, pooling, normalize)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert torch.allclose(found.norm(dim=-1), torch.ones(len(texts))) == normalize
+
+
+def test_the_window_of_modernbert_hides_what_is_far(tiny_model):
+    # One layer sees all, so look at what the windowed layer alone would change: 64 tokens, eight to each side.
+    folder = tiny_model("modernbert")
+    encoder, model = encoder_of(folder), plain(folder)
+    assert "sliding_attention" in model.config.layer_types
+    for length in (8, 9, 10, 17, 18, 40, 64):
+        texts = some_texts(encoder, [length])
+        with torch.no_grad():
+            found, expected = encoder.embed(packed_of(texts)), padded_embeddings(model, texts, "mean")
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    for config in (encoder.model.config, model.config):
+        assert config.sliding_window < LONGEST
+    everything = AutoModel.from_pretrained(folder, attn_implementation="eager", local_attention=2 * LONGEST)
+    with torch.no_grad():
+        unlimited = padded_embeddings(everything.eval(), texts, "mean")
+    assert (unlimited - expected).abs().max() > 1e-3, "the window does nothing to this text"
+
+
+def test_a_sliding_window_under_a_causal_mask(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("qwen3"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    kinds = ["full_attention", "sliding_attention"]
+    config |= {"use_sliding_window": True, "sliding_window": 6, "layer_types": kinds, "max_window_layers": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    encoder, model, mine, theirs = adapted_pair(folder)
+    texts = some_texts(encoder)
+    found, expected = encoder.embed(packed_of(texts)), padded_embeddings(model, texts, "lasttoken")
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_equal_gradients(gradients(found, mine), gradients(expected, theirs), 1e-5)
+
+
+def test_texts_do_not_see_each_other(tiny_model, kind):
+    encoder = encoder_of(tiny_model(kind))
+    texts = some_texts(encoder)
+    with torch.no_grad():
+        together = encoder.embed(packed_of(texts))
+        alone = torch.cat([encoder.embed(packed_of([text])) for text in texts])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_embeddings_come_in_the_order_asked_for(tiny_model):
+    encoder = encoder_of(tiny_model("bert"))
+    texts = some_texts(encoder)
+    order = np.random.default_rng(5).permutation(len(texts))
+    with torch.no_grad():
+        first = encoder.embed(packed_of(texts))
+        second = encoder.embed(packed_of([texts[index] for index in order]))
+    torch.testing.assert_close(second, first[order], atol=1e-5, rtol=0)
+
+
+def test_adding_lora_changes_no_embedding(tiny_model, kind):
+    encoder = encoder_of(tiny_model(kind))
+    packed = packed_of(some_texts(encoder))
+    with torch.no_grad():
+        before = encoder.embed(packed)
+        encoder.add_lora(**LORA)
+        torch.testing.assert_close(encoder.embed(packed), before, atol=2e-6, rtol=0)
+
+
+def test_only_the_adapters_are_trained_and_they_are_fp32(tiny_model, kind):
+    encoder = encoder_of(tiny_model(kind), "bf16")
+    encoder.add_lora(**LORA)
+    adapters = encoder.adapters()
+    assert adapters
+    assert all("lora_" in name for name in adapters)
+    assert {weight.dtype for weight in adapters.values()} == {torch.float32}
+    frozen = [weight for name, weight in encoder.model.named_parameters() if name not in adapters]
+    assert {weight.dtype for weight in frozen} == {torch.bfloat16}
+
+
+def test_the_seed_decides_how_adapters_begin(tiny_model):
+    begun = []
+    for seed in (0, 0, 1):
+        encoder = encoder_of(tiny_model("bert"))
+        encoder.add_lora(**LORA | {"seed": seed})
+        begun.append(torch.cat([weight.flatten() for weight in encoder.adapters().values()]))
+    assert torch.equal(begun[0], begun[1])
+    assert not torch.equal(begun[0], begun[2])
+
+
+def test_half_precision_is_near(tiny_model, kind):
+    """bf16 keeps eight bits: two layers of wide random weights come out within 0.06 of unit-length embeddings.
+
+    Gradients, summed over hundreds of tokens, must point the same way (cosine 0.98).
+    """
+    encoder, model, mine, theirs = adapted_pair(tiny_model(kind), precision="bf16")
+    texts = some_texts(encoder)
+    found, expected = encoder.embed(packed_of(texts)), padded_embeddings(model, texts, encoder.base.pooling)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() < 0.06
+    assert torch.cosine_similarity(found, expected).min() > 0.99
+    flat = [
+        torch.cat([part.flatten() for part in gradients(values, weights).values()])
+        for values, weights in ((found, mine), (expected, theirs))
+    ]
+    assert torch.cosine_similarity(*flat, dim=0) > 0.98
+
+
+def test_models_that_cannot_be_packed_say_so_once(tiny_model, kind, shop_pairs, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "lorry"):
+        setting = prepare(
+            TrainConfig(train=str(shop_pairs(tmp_path / "shop")), pretrained_model=str(tiny_model(kind))), None
+        )
+    assert setting.encoder.packs == (kind != "mpnet")
+    said = [record.getMessage() for record in caplog.records if "cannot be packed" in record.getMessage()]
+    assert len(said) == (kind == "mpnet")
+
+
+def test_dropout_differs_between_steps_and_repeats_with_the_seed(tiny_model, kind):
+    encoder = encoder_of(tiny_model(kind))
+    encoder.add_lora(**LORA | {"dropout": 0.3})
+    fill(encoder.adapters())
+    packed = packed_of(some_texts(encoder))
+    torch.manual_seed(7)
+    first, second = encoder.embed(packed, dropout=True), encoder.embed(packed, dropout=True)
+    torch.manual_seed(7)
+    again = encoder.embed(packed, dropout=True)
+    assert torch.equal(first, again)
+    assert (first - second).abs().max() > 1e-3
+    assert all(torch.isfinite(part).all() for part in gradients(first, encoder.adapters()).values())
+
+
+def test_base_dropout_stays_off(tiny_model):
+    """Without dropout of its own LoRA makes no step random: the base model's 0.1 is never applied."""
+    encoder = encoder_of(tiny_model("bert"))
+    assert encoder.model.config.hidden_dropout_prob > 0
+    encoder.add_lora(**LORA)
+    packed = packed_of(some_texts(encoder))
+    assert torch.equal(encoder.embed(packed), encoder.embed(packed))
+
+
+def test_missing_weights_are_an_error(tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model("bert"), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.attention.self.query.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks weights: encoder\.layer\.1\.attention\.self\.query\.weight"):
+        encoder_of(folder)
+
+
+def test_a_model_saved_without_its_pooler_is_complete(tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_model("bert"), tmp_path / "model")
+    weights = {name: value for name, value in load_file(folder / "model.safetensors").items() if "pooler" not in name}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    encoder, whole = encoder_of(folder), encoder_of(tiny_model("bert"))
+    texts = some_texts(encoder)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.embed(packed_of(texts)), whole.embed(packed_of(texts)))
+
+
+def test_truncated_weights_are_an_error(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("bert"), tmp_path / "model")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        encoder_of(folder)
+
+
+def test_the_fingerprint_follows_the_weights(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("bert"), tmp_path / "model")
+    assert encoder_of(folder).fingerprint() == encoder_of(tiny_model("bert")).fingerprint()
+    assert encoder_of(folder).fingerprint() != encoder_of(tiny_model("roberta")).fingerprint()
+
+
+def test_precision_asked_for_is_precision_given():
+    assert [choose_precision(asked, CPU) for asked in ("bf16", "fp16", "fp32")] == ["bf16", "fp16", "fp32"]
+    assert choose_precision("auto", CPU) in ("bf16", "fp32")
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16")])
+def test_automatic_precision_follows_the_gpu(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", torch.device("cuda")) == precision

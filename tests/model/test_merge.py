@@ -1,0 +1,413 @@
+"""What is left in model_dir: complete, proved, and the same model in every library that loads it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraModel, PeftModel
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer
+
+from lorry import pipeline
+from lorry.config import TrainConfig, from_strings
+from lorry.errors import UserError
+from lorry.model import merge as merging
+from lorry.model.encoder import Encoder
+from lorry.model.merge import MergeError
+from lorry.model.packing import Ragged
+from lorry.model.pretrained import find_base
+
+CPU = torch.device("cpu")
+PROMISED = {
+    "model.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "modules.json",
+    "1_Pooling/config.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "README.md",
+    "adapter/adapter_model.safetensors",
+    "adapter/adapter_config.json",
+    "lorry.json",
+}
+TEXTS = ["red lamp", "norvale lamp red large", "x", " ".join(["indoor large lamp set"] * 30), "zebra 漢字"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, shop_pairs, tmp_path_factory):
+    """Return `train(kind, …) -> (base folder, model_dir)`: a run of the whole job, made once for each kind of model."""
+    made = {}
+    pairs = shop_pairs(tmp_path_factory.mktemp("pairs"), queries=12)
+
+    def train(kind, **options):
+        key = json.dumps([kind, options])
+        if key not in made:
+            folder = tmp_path_factory.mktemp("run")
+            base = tiny_model(kind, **options)
+            settings = {"lr": "0.02", "batch_size": "24", "precision": "fp32", "lora_rank": "4", "epochs": "2"}
+            paths = {"train": pairs, "model_dir": folder / "model", "output_data_dir": folder / "output"}
+            paths |= {"pretrained_model": base}
+            pipeline.run(from_strings(TrainConfig, settings | {name: str(path) for name, path in paths.items()}))
+            made[key] = base, folder / "model"
+        return made[key]
+
+    return train
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def tokenized(folder, texts, prompt=""):
+    base = find_base(str(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [
+        np.array(tokenizer(prompt + text, truncation=True, max_length=base.max_length)["input_ids"]) for text in texts
+    ]
+
+
+def through_lorry(folder, texts, prompt=""):
+    ids = tokenized(folder, texts, prompt)
+    packed = Ragged(np.concatenate(ids), np.array([len(text) for text in ids]))
+    with torch.inference_mode():
+        return Encoder(find_base(str(folder)), "fp32", CPU).embed(packed)
+
+
+def through_transformers(model, folder, texts, prompt=""):
+    """A text at a time, pooled by hand."""
+    base = find_base(str(folder))
+    pooled = []
+    for ids in tokenized(folder, texts, prompt):
+        with torch.inference_mode():
+            hidden = model.eval()(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0]
+        pooled.append({"mean": hidden.mean(0), "cls": hidden[0], "lasttoken": hidden[-1]}[base.pooling])
+    stacked = torch.stack(pooled)
+    return torch.nn.functional.normalize(stacked, dim=-1) if base.normalize else stacked
+
+
+def same(found, expected):
+    torch.testing.assert_close(torch.as_tensor(found), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_every_library_loads_the_same_model(trained, kind):
+    base, model = trained(kind)
+    expected = through_lorry(model, TEXTS)
+    same(SentenceTransformer(str(model)).encode(TEXTS), expected)
+    same(through_transformers(AutoModel.from_pretrained(model), model, TEXTS), expected)
+    same(
+        through_transformers(
+            PeftModel.from_pretrained(AutoModel.from_pretrained(base), model / "adapter"), model, TEXTS
+        ),
+        expected,
+    )
+    assert (expected - through_lorry(base, TEXTS)).abs().max() > 0.01, "nothing was learnt"
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling", "normalize"), [("bert", "cls", True), ("roberta", "mean", False), ("qwen3", "lasttoken", False)]
+)
+def test_pooling_and_normalisation_go_along(trained, kind, pooling, normalize):
+    _, model = trained(kind, pooling=pooling, normalize=normalize)
+    base = find_base(str(model))
+    assert (base.pooling, base.normalize) == (pooling, normalize)
+    expected = through_lorry(model, TEXTS)
+    same(SentenceTransformer(str(model)).encode(TEXTS), expected)
+    same(through_transformers(AutoModel.from_pretrained(model), model, TEXTS), expected)
+    assert torch.allclose(expected.norm(dim=-1), torch.ones(len(TEXTS))) == normalize
+
+
+@pytest.mark.parametrize("document", ["document", "passage"])
+def test_prompts_and_the_longest_text_go_along(trained, document):
+    prompts = {"query": "query: ", document: "passage: ", "clustering": "set: "}
+    _, model = trained("bert", prompts=prompts, max_length=20)
+    found = SentenceTransformer(str(model))
+    assert found.max_seq_length == 20
+    assert prompts.items() <= found.prompts.items()
+    same(found.encode_query(TEXTS), through_lorry(model, TEXTS, "query: "))
+    same(found.encode_document(TEXTS), through_lorry(model, TEXTS, "passage: "))
+    same(found.encode(TEXTS), through_lorry(model, TEXTS))
+    assert (through_lorry(model, TEXTS, "query: ") - through_lorry(model, TEXTS)).abs().max() > 0.01
+
+
+def test_every_promised_file_is_there_and_nothing_else(trained, kind):
+    _, model = trained(kind)
+    assert files(model) - {"special_tokens_map.json"} == PROMISED
+    assert not list(model.parent.glob(".lorry-*"))
+    if find_base(str(model)).normalize:
+        assert (model / "2_Normalize").is_dir()
+
+
+def test_no_pickle_is_among_them(trained, kind):
+    """A pickle begins with byte 0x80, or is a zip archive; safetensors are headed by the length of their JSON."""
+    _, model = trained(kind)
+    for path in model.rglob("*"):
+        if path.is_file():
+            assert path.suffix in {".safetensors", ".json", ".md", ".txt"}
+            assert path.read_bytes()[:2] not in {b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"}
+
+
+def test_what_others_may_read(trained):
+    _, model = trained("bert")
+    assert model.stat().st_mode & 0o755 == 0o755
+    assert all(path.stat().st_mode & 0o044 for path in model.rglob("*") if path.is_file())
+
+
+def test_weights_are_fp32_and_the_adapter_holds_adapters_alone(trained, kind):
+    base, model = trained(kind)
+    weights = load_file(model / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert weights.keys() == load_file(base / "model.safetensors").keys()
+    adapter = load_file(model / "adapter" / "adapter_model.safetensors")
+    assert adapter
+    assert all("lora_A" in name or "lora_B" in name for name in adapter)
+    assert json.loads((model / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
+
+
+def test_only_the_targets_changed(trained):
+    base, model = trained("bert")
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, model))
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert changed == {
+        f"encoder.layer.{layer}.attention.self.{name}.weight" for layer in (0, 1) for name in ("query", "key", "value")
+    }
+
+
+def test_lorry_json_says_where_the_model_comes_from(trained):
+    base, model = trained("bert")
+    says = json.loads((model / "lorry.json").read_text())
+    assert says["config"]["pretrained_model"] == str(base)
+    assert says["config"]["lora_rank"] == 4
+    assert says["seed"] == 42
+    assert set(says["data_fingerprint"]) == {"train", "validation"}
+    assert all(len(digest) == 64 for digest in says["data_fingerprint"].values())
+    assert says["versions"]["torch"] == torch.__version__
+    assert says["versions"]["lorry"]
+    assert says["revision"]
+
+
+@pytest.fixture
+def adapted(tiny_model):
+    """An encoder as after training: adapters filled with numbers."""
+
+    def make(name="bert", scale=0.2, precision="fp32"):
+        encoder = Encoder(find_base(str(tiny_model(name))), precision, CPU)
+        encoder.add_lora(rank=4, alpha=8.0, dropout=0.0, targets="", seed=0)
+        random = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for weight in encoder.adapters().values():
+                weight.copy_(torch.randn(weight.shape, generator=random) * scale)
+        ids = tokenized(tiny_model(name), TEXTS)
+        return encoder, Ragged(np.concatenate(ids), np.array([len(text) for text in ids]))
+
+    return make
+
+
+def test_the_proof_in_numbers(adapted, kind, tmp_path):
+    encoder, probe = adapted(kind)
+    proof = merging.write_model(tmp_path, encoder, probe)
+    assert proof.merged_to_adapter > 0.999999
+    assert proof.merged_to_base < 0.999
+    assert proof.reload_gap < 1e-6
+    assert proof.probes == len(TEXTS)
+    with torch.inference_mode():
+        same(through_lorry(tmp_path, TEXTS), encoder.embed(probe))
+
+
+def test_a_model_trained_in_bf16_is_merged_in_fp32(adapted, tmp_path):
+    encoder, probe = adapted(precision="bf16")
+    proof = merging.write_model(tmp_path, encoder, probe)
+    assert proof.merged_to_adapter > 0.999999
+    assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
+    assert {weight.dtype for weight in encoder.adapters().values()} == {torch.float32}
+
+
+def test_merged_weights_that_differ_are_refused(adapted, tmp_path, monkeypatch):
+    merge = LoraModel.merge_and_unload
+
+    def wrong(self):
+        model = merge(self)
+        with torch.no_grad():
+            model.encoder.layer[0].attention.self.query.weight.mul_(1.3)
+        return model
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", wrong, raising=False)
+    encoder, probe = adapted()
+    with pytest.raises(MergeError, match=r"merged model and base \+ adapter differ: cosine 0\.9"):
+        merging.write_model(tmp_path, encoder, probe)
+
+
+def test_merged_weights_that_are_no_numbers_are_refused(adapted, tmp_path, monkeypatch):
+    merge = LoraModel.merge_and_unload
+
+    def wrong(self):
+        model = merge(self)
+        with torch.no_grad():
+            model.encoder.layer[0].attention.self.query.weight[0, 0] = float("nan")
+        return model
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", wrong, raising=False)
+    encoder, probe = adapted()
+    with pytest.raises(MergeError):
+        merging.write_model(tmp_path, encoder, probe)
+
+
+def test_weights_that_do_not_read_back_are_refused(adapted, tmp_path, monkeypatch):
+    from transformers import PreTrainedModel
+
+    save = PreTrainedModel.save_pretrained
+
+    def rounded(self, folder, **options):
+        save(self.bfloat16(), folder, **options)
+        self.float()
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", rounded)
+    encoder, probe = adapted()
+    with pytest.raises(MergeError, match="read back differs"):
+        merging.write_model(tmp_path, encoder, probe)
+
+
+def test_a_model_that_learnt_nothing_is_refused(adapted, tmp_path):
+    encoder, probe = adapted(scale=0.0)
+    with pytest.raises(UserError, match="nothing was learnt"):
+        merging.write_model(tmp_path, encoder, probe)
+
+
+def build(model_dir, content="new"):
+    with merging.staging(model_dir) as folder:
+        assert not (model_dir / "lorry.json").exists() or (model_dir / "lorry.json").read_text() == "old"
+        (folder / "lorry.json").write_text(content)
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "file").write_text(content)
+
+
+def fail_to_build(model_dir):
+    with merging.staging(model_dir) as folder:
+        (folder / "lorry.json").write_text("half")
+        raise ZeroDivisionError
+
+
+def earlier_model(folder):
+    (folder / "1_Pooling").mkdir(parents=True)
+    (folder / "lorry.json").write_text("old")
+    (folder / "1_Pooling" / "stale").write_text("old")
+    return folder
+
+
+def test_a_new_folder_is_made(tmp_path):
+    build(tmp_path / "a" / "b" / "model")
+    assert files(tmp_path) == {"a/b/model/lorry.json", "a/b/model/adapter/file"}
+
+
+def test_an_earlier_model_is_replaced_whole(tmp_path):
+    model_dir = earlier_model(tmp_path / "model")
+    build(model_dir)
+    assert files(tmp_path) == {"model/lorry.json", "model/adapter/file"}
+    assert (model_dir / "lorry.json").read_text() == "new"
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"not empty and holds no model of Lorry's"):
+        build(tmp_path)
+    assert files(tmp_path) == {"thesis.tex"}
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fail_to_build(tmp_path / "model")
+    assert files(tmp_path) == set()
+    assert not list(tmp_path.glob(".lorry-*"))
+
+
+def test_a_failure_leaves_an_earlier_model_as_it_was(tmp_path):
+    model_dir = earlier_model(tmp_path / "model")
+    before = files(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        fail_to_build(model_dir)
+    assert files(tmp_path) == before
+    assert (model_dir / "lorry.json").read_text() == "old"
+
+
+@pytest.fixture(params=["mount", "parent not writable"])
+def mounted(request, tmp_path, monkeypatch):
+    """A folder as a container has it: mounted, or in a parent that is not ours. It cannot be moved or replaced."""
+    folder = tmp_path / "parent" / "mounted"
+    folder.mkdir(parents=True)
+    if request.param == "mount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == folder)
+    else:
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder.parent and access(path, mode))
+        folder.parent.chmod(0o555)
+    rename, rmdir = Path.rename, Path.rmdir
+
+    def refuse(self, *target):
+        assert self != folder, "a mount cannot be moved or removed"
+        assert not target or Path(target[0]) != folder, "a mount cannot be moved over"
+        return rename(self, *target) if target else rmdir(self)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    monkeypatch.setattr(Path, "rmdir", refuse)
+    yield folder
+    folder.parent.chmod(0o755)
+
+
+def test_a_mounted_folder_is_filled(mounted):
+    build(mounted)
+    assert [path.name for path in mounted.parent.iterdir()] == ["mounted"]
+    assert sorted(path.name for path in mounted.iterdir()) == ["adapter", "lorry.json"]
+
+
+def test_an_earlier_model_in_a_mounted_folder_is_replaced(mounted):
+    earlier_model(mounted)
+    build(mounted)
+    assert files(mounted) == {"lorry.json", "adapter/file"}
+    assert (mounted / "lorry.json").read_text() == "new"
+
+
+def test_a_failure_leaves_a_mounted_folder_as_it_was(mounted):
+    earlier_model(mounted)
+    before = files(mounted)
+    with pytest.raises(ZeroDivisionError):
+        fail_to_build(mounted)
+    assert files(mounted) == before
+    assert sorted(path.name for path in mounted.iterdir()) == ["1_Pooling", "lorry.json"]
+
+
+def test_a_file_in_the_way_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "model"):
+        with pytest.raises(UserError, match=r"cannot be written.*--model_dir"):
+            merging.check_writable(path)
+    with pytest.raises(UserError, match=r"cannot be written.*--output_data_dir"):
+        merging.check_output(tmp_path / "file")
+
+
+def test_checking_leaves_no_trace(tmp_path):
+    merging.check_writable(tmp_path / "model")
+    merging.check_output(tmp_path / "output")
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test", "output_data_dir", "checkpoint_dir"])
+def test_a_folder_inside_model_dir_is_refused(tmp_path, name):
+    for place in ("model", "model/inside", "other/../model/x"):
+        config = TrainConfig(model_dir=str(tmp_path / "model"), **{name: str(tmp_path / place)})
+        with pytest.raises(UserError, match=f"{name} .* lies in model_dir"):
+            merging.check_apart(config)
+    merging.check_apart(TrainConfig(model_dir=str(tmp_path / "model"), **{name: str(tmp_path / "model2")}))
+
+
+def test_the_revision_may_be_given_and_is_else_the_checkouts(monkeypatch):
+    monkeypatch.setenv("LORRY_REVISION", "abc")
+    assert merging.revision() == "abc"
+    monkeypatch.delenv("LORRY_REVISION")
+    if shutil.which("git"):
+        assert merging.revision() == "unknown" or len(merging.revision().removesuffix("-dirty")) == 40

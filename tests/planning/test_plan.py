@@ -1,0 +1,159 @@
+"""`lorry plan`: counts that a real run agrees with, work counted by hand, prices, mistakes, and nothing left behind."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from command import lorry
+from lorry.evaluation import scoring
+from lorry.model.encoder import Encoder
+from lorry.model.packing import Ragged
+from lorry.model.pretrained import find_base
+from lorry.planning import cost
+from lorry.planning.cost import Tokens
+from lorry.planning.plan import duration, prices
+from test_cli import assert_one_line, rows
+
+
+def number(pattern, text):
+    """Return the number that the one group of `pattern` finds."""
+    found = re.search(pattern, text)
+    assert found, text
+    return float(found[1].replace(",", ""))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_model, shop_pairs):
+    """Return (folder, options of a short run of two epochs)."""
+    folder = tmp_path_factory.mktemp("plan")
+    options = {"train": shop_pairs(folder / "train"), "test": shop_pairs(folder / "test", queries=20, seed=1)}
+    return folder, options | {"pretrained_model": tiny_model("bert"), "batch_size": 25, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def planned(place):
+    folder, options = place
+    unused = {"model_dir": folder / "no" / "model", "output_data_dir": folder / "no" / "output"}
+    before = sorted(folder.rglob("*"))
+    ended = lorry("plan", **options, **unused, checkpoint_dir=folder / "no" / "checkpoints")
+    assert ended.code == 0, ended.output
+    assert sorted(folder.rglob("*")) == before  # no model, no report, no folder for them
+    return ended.output
+
+
+def test_steps_and_tokens_are_those_of_the_real_run(place, planned):
+    folder, options = place
+    ended = lorry("train", **options, model_dir=folder / "model", output_data_dir=folder / "output")
+    assert ended.code == 0, ended.output
+    training = json.loads((folder / "output" / "metrics.json").read_text())["training"]
+    assert number(r"steps +([\d,]+)", planned) == training["steps"]
+    assert number(r"tokens +([\d,]+) in training", planned) == training["tokens"]
+
+
+def test_tokens_of_evaluation_are_what_a_real_run_encodes_beside_its_steps(place, planned, monkeypatch):
+    folder, options = place
+    encoded, embed_all = [], scoring.embed_all
+
+    def counting(encoder, texts, *rest):
+        encoded.append(int(texts.lengths.sum()))
+        return embed_all(encoder, texts, *rest)
+
+    monkeypatch.setattr(scoring, "embed_all", counting)
+    assert lorry("train", **options, model_dir=folder / "model", output_data_dir=folder / "output").code == 0
+    assert number(r"([\d,]+) in evaluation", planned) == sum(encoded)
+
+
+def test_the_plan_names_memory_time_here_and_a_price_for_every_instance(planned):
+    assert 0.1 < number(r"memory +([\d.]+) GB", planned) < 100
+    assert re.search(r"time here +\d.*: training \d.*, evaluation \d.* \(CPU, 1 threads, fp32\)", planned)
+    for instance in cost.INSTANCES:
+        assert number(rf"{re.escape(instance.name)} .*\$([\d.]+)", planned) > 0
+    assert "Lorry was not timed on these GPUs" in planned
+    assert cost.PRICES_FROM in planned
+
+
+@pytest.mark.parametrize("batch_size", [1000, 3])
+def test_any_number_of_steps_can_be_planned(batch_size, place):
+    _, options = place
+    ended = lorry("plan", **options | {"batch_size": batch_size})
+    assert ended.code == 0, ended.output
+    assert number(r"steps +([\d,]+)", ended.output) % 2 == 0
+
+
+def test_a_model_that_cannot_be_packed_is_planned_too(place, tiny_model):
+    _, options = place
+    ended = lorry("plan", **options | {"pretrained_model": tiny_model("mpnet"), "lora_dropout": 0.1})
+    assert ended.code == 0, ended.output
+
+
+def encoder_of(folder, rank=0):
+    encoder = Encoder(find_base(str(folder)), "fp32", torch.device("cpu"))
+    if rank:
+        encoder.add_lora(rank=rank, alpha=16, dropout=0, targets="", seed=0)
+    return encoder
+
+
+def test_the_products_of_a_known_model_counted_by_hand(tiny_model):
+    products = cost.products_of(encoder_of(tiny_model("bert"), rank=8).model)
+    # two layers of query, key, value, output (32 x 32) and the two of the feed-forward network (32 x 64)
+    assert products.frozen == 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert products.adapters == 2 * 3 * (8 * 32 + 32 * 8)
+    assert products.attention == 2 * 32
+    ten_twice = Tokens(10, 100) * 2
+    assert products.encoding(ten_twice) == 20 * 2 * (16384 + 3072) + 2 * 4 * 64 * 100
+    assert products.training(ten_twice) == 20 * (4 * 16384 + 6 * 3072) + 2 * 12 * 64 * 100
+
+
+def test_the_products_are_those_that_torch_counts(kind, tiny_model):
+    """One text at a time, so that nothing is padded; torch's counter sees what really runs."""
+    encoder = encoder_of(tiny_model(kind))
+    for length in (16, 32):
+        text = Ragged(np.arange(5, 5 + length), np.array([length]))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            encoder.embed(text)
+        expected = cost.products_of(encoder.model).encoding(Tokens(length, length**2))
+        assert expected == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_the_price_is_hours_times_the_hourly_price():
+    [instance] = [each for each in cost.INSTANCES if each.name == "ml.g4dn.xlarge"]
+    hour = 3600 * instance.peak * cost.REACHED  # as many operations as the GPU is taken to do in one
+    assert cost.hours(instance, 2 * hour) == pytest.approx(2 + cost.STARTUP_MINUTES / 60)
+    dear = dataclasses.replace(instance, price=100.0)
+    assert cost.dollars(dear, 2 * hour) == pytest.approx(200 + 100 * cost.STARTUP_MINUTES / 60)
+    [row] = [line for line in prices(2 * hour).splitlines() if line.startswith("ml.g4dn.xlarge")]
+    assert row.split() == ["ml.g4dn.xlarge", "T4", "65", "TFLOP/s", "fp16", "2", "h", "05", "min", "$1.53"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.2, "1 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.7, "1 h 00 min"), (7380, "2 h 03 min")],
+)
+def test_times_are_shown_in_two_units(seconds, shown):
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], ["no training pairs", "--train"]),
+        (["--train", "nowhere"], ["nowhere is not there"]),
+        (["--lora_rnk", "8"], ["unknown hyperparameter --lora_rnk", "Did you mean --lora_rank?"]),
+        (["--epochs", "0"], ["epochs is 0", "1 or more"]),
+    ],
+)
+def test_a_mistake_is_one_line_as_in_training(words, says, tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(lorry("plan", *words, pretrained_model=tiny_model("bert")), says)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_bundled_model_is_planned_without_network(tmp_path):
+    ended = lorry("plan", train=rows(tmp_path / "train"), pretrained_model="bundled", precision="fp32")
+    assert ended.code == 0, ended.output
+    assert number(r"work +([\d.]+) MFLOP", ended.output) == pytest.approx(21.2, abs=0.5)

@@ -1,0 +1,323 @@
+"""Stopped runs continue exactly; checkpoints are whole or skipped; those of another run are refused."""
+
+import hashlib
+import itertools
+import json
+import shutil
+import signal
+from unittest import mock
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from command import lorry
+from lorry.evaluation import scoring
+from lorry.model import tokens
+from lorry.training.progress import Journal
+
+STEPS = 20  # 10 an epoch
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def steps_of(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def log_of(output):
+    """What training.jsonl says, without what depends on the clock."""
+    lines = [json.loads(line) for line in (output / "training.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "pairs_per_second"} for line in lines]
+
+
+class Runs:
+    """Runs of one recipe: `run(…)` starts one in folders of its own, stopped after a step where that is wanted."""
+
+    def __init__(self, folder, model, write_pairs):
+        self.folder, self.write_pairs = folder, write_pairs
+        self.recipe = {
+            "train": write_pairs(folder / "train"), "pretrained_model": model, "batch_size": 24, "epochs": 2,
+            "lr": 0.01, "log_every": 2, "checkpoint_every": 5, "precision": "fp32", "on_stop": "checkpoint",
+        }  # fmt: skip
+
+    def run(self, name, *, stop_at=0, **changes):
+        folders = {
+            "model_dir": self.model(name),
+            "output_data_dir": self.output(name),
+            "checkpoint_dir": self.kept(name),
+        }
+        with stopped_after(stop_at):
+            return lorry("train", **self.recipe | folders | changes)
+
+    def model(self, name):
+        return self.folder / name / "model"
+
+    def output(self, name):
+        return self.folder / name / "output"
+
+    def kept(self, name):
+        return self.folder / name / "checkpoints"
+
+    def weights(self, name):
+        return sha256(self.model(name) / "model.safetensors")
+
+
+def stopped_after(step):
+    """Let the process get a SIGTERM while this step is counted."""
+    count = Journal.step
+
+    def ask(self, now, pairs):
+        count(self, now, pairs)
+        if now == step:
+            signal.raise_signal(signal.SIGTERM)
+
+    return mock.patch.object(Journal, "step", ask)
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_model, shop_pairs):
+    return Runs(tmp_path, tiny_model("bert"), shop_pairs)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_model, shop_pairs):
+    """A run that nothing stopped; do not write to it."""
+    runs = Runs(tmp_path_factory.mktemp("whole"), tiny_model("bert"), shop_pairs)
+    assert runs.run("whole").code == 0
+    return runs
+
+
+@pytest.fixture
+def stopped(tmp_path, tmp_path_factory, tiny_model, shop_pairs):
+    """A copy of the checkpoints of a run stopped after step 8, with checkpoints of steps 5 and 8."""
+    runs = Runs(tmp_path, tiny_model("bert"), shop_pairs)
+    made = tmp_path_factory.getbasetemp() / "stopped-at-8"
+    if not made.exists():
+        assert runs.run("stopped", stop_at=8).code == 0
+        shutil.copytree(runs.kept("stopped"), made)
+        shutil.rmtree(tmp_path / "stopped")
+    shutil.copytree(made, runs.kept("stopped"))
+    return runs
+
+
+def assert_as_if_never_stopped(runs, name, whole):
+    assert runs.weights(name) == whole.weights("whole")
+    assert log_of(runs.output(name)) == log_of(whole.output("whole"))
+
+
+@pytest.mark.parametrize("step", [7, 19])
+def test_a_run_stopped_and_continued_ends_as_one_that_was_not(runs, whole, step):
+    ended = runs.run("twice", stop_at=step)
+    assert ended.code == 0
+    assert f"stopped at step {step}, resume with the same checkpoint folder" in ended.output
+    assert steps_of(runs.kept("twice"))[-1] == f"step-{step:08d}"
+    again = runs.run("twice")
+    assert again.code == 0
+    assert f"continuing after step {step}" in again.output
+    assert_as_if_never_stopped(runs, "twice", whole)
+
+
+def test_a_run_may_be_stopped_again_and_again(runs, whole):
+    for step in (3, 4, 11):
+        assert f"stopped at step {step}," in runs.run("often", stop_at=step).output
+    assert runs.run("often").code == 0
+    assert_as_if_never_stopped(runs, "often", whole)
+
+
+@pytest.mark.parametrize("step", [STEPS // 2, STEPS])
+def test_a_run_stopped_as_an_epoch_ends_evaluates_that_epoch_when_continued(runs, whole, step):
+    ended = runs.run("twice", stop_at=step)
+    assert ended.code == 0
+    assert f"stopped at step {step}, resume with the same checkpoint folder" in ended.output
+    assert runs.run("twice").code == 0
+    assert_as_if_never_stopped(runs, "twice", whole)
+
+
+@pytest.mark.parametrize(("evaluation", "step"), [(1, STEPS // 2), (2, STEPS), (3, STEPS), (4, STEPS)])
+def test_a_stop_during_an_evaluation_gives_it_up_and_keeps_what_was_trained(runs, whole, evaluation, step):
+    """One an epoch, then the base model's, then the merged model's."""
+    count = itertools.count(1)
+
+    def score(*arguments, **options):
+        if next(count) == evaluation:
+            signal.raise_signal(signal.SIGTERM)
+        return scored(*arguments, **options)
+
+    scored = scoring.score
+    with mock.patch.object(scoring, "score", score):
+        ended = runs.run("twice", checkpoint_every=1000, on_stop="export")
+    assert ended.code == 0
+    assert f"stopped at step {step}, resume with the same checkpoint folder" in ended.output
+    facts = json.loads((runs.model("twice") / "lorry.json").read_text())
+    assert (facts["finished"], facts["stopped_at"]) == (False, step)
+    assert runs.run("twice").code == 0
+    assert_as_if_never_stopped(runs, "twice", whole)
+
+
+def test_a_finished_run_started_again_ends_with_the_same_model(runs, whole):
+    shutil.copytree(whole.kept("whole"), runs.kept("again"))
+    ended = runs.run("again")
+    assert f"continuing after step {STEPS}" in ended.output
+    assert_as_if_never_stopped(runs, "again", whole)
+
+
+RECIPES = {
+    "fp16": {"precision": "fp16"},
+    "bf16 parts dropout": {"precision": "bf16", "micro_batch_tokens": 100, "lora_dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_whatever_the_recipe_a_continued_run_is_exact(runs, recipe):
+    changes = RECIPES[recipe] | {"epochs": 1}
+    assert runs.run("whole", **changes).code == 0
+    assert "stopped at step 4" in runs.run("twice", stop_at=4, **changes).output
+    assert runs.run("twice", **changes).code == 0
+    assert runs.weights("twice") == runs.weights("whole")
+    assert log_of(runs.output("twice")) == log_of(runs.output("whole"))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+DAMAGE = {
+    "no state": lambda newest: (newest / "state.json").unlink(),
+    "state cut short": lambda newest: cut(newest / "state.json"),
+    "empty state": lambda newest: (newest / "state.json").write_text(""),
+    "state of nothing": lambda newest: (newest / "state.json").write_text("null"),
+    "no adapters": lambda newest: (newest / "adapters.safetensors").unlink(),
+    "adapters cut short": lambda newest: cut(newest / "adapters.safetensors"),
+    "moments cut short": lambda newest: cut(newest / "optimizer.safetensors"),
+    "log cut short": lambda newest: cut(newest / "training.jsonl"),
+    "an empty folder": lambda newest: [path.unlink() for path in newest.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_half_written_newest_checkpoint_is_skipped_for_the_one_before(stopped, damage):
+    assert steps_of(stopped.kept("stopped")) == ["step-00000005", "step-00000008"]
+    DAMAGE[damage](stopped.kept("stopped") / "step-00000008")
+    ended = stopped.run("stopped", stop_at=6)  # soon again: where it begins is what counts
+    assert "step-00000008 is incomplete: taking the one before" in ended.output
+    assert "continuing after step 5" in ended.output
+
+
+def test_after_a_half_written_checkpoint_the_model_is_still_the_same(stopped, whole):
+    cut(stopped.kept("stopped") / "step-00000008" / "adapters.safetensors")
+    assert stopped.run("stopped").code == 0
+    assert_as_if_never_stopped(stopped, "stopped", whole)
+
+
+def test_with_no_whole_checkpoint_training_begins_anew(stopped, whole):
+    for folder in stopped.kept("stopped").iterdir():
+        cut(folder / "optimizer.safetensors")
+    ended = stopped.run("stopped")
+    assert ended.code == 0
+    assert "continuing" not in ended.output
+    assert_as_if_never_stopped(stopped, "stopped", whole)
+
+
+def test_two_checkpoints_are_kept_and_what_was_being_written_does_no_harm(stopped):
+    kept = stopped.kept("stopped")
+    for step in (9, 15):
+        beside = kept / f".step-{step:08d}.writing"
+        beside.mkdir()
+        (beside / "adapters.safetensors").write_bytes(b"half")
+    (kept / "notes.txt").write_text("mine")
+    assert stopped.run("stopped").code == 0
+    assert [name for name in steps_of(kept) if name.startswith("step-")] == ["step-00000015", "step-00000020"]
+    assert (kept / "notes.txt").read_text() == "mine"
+
+
+OTHER = {
+    "lr": ({"lr": 0.02}, "lr (0.01, now 0.02)"),
+    "loss": ({"loss": "cosine"}, "loss (infonce+cosent, now cosine)"),
+    "seed": ({"seed": 7}, "seed (42, now 7)"),
+    "epochs": ({"epochs": 3}, "epochs (2, now 3)"),
+    "several": ({"lora_rank": 4, "batch_size": 12}, "batch_size (24, now 12), lora_rank (8, now 4)"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_a_checkpoint_of_other_hyperparameters_is_refused_by_name(stopped, what):
+    changes, says = OTHER[what]
+    refused(stopped, changes, says)
+
+
+def test_a_checkpoint_of_other_data_is_refused(stopped, tmp_path):
+    changes = {"train": stopped.write_pairs(tmp_path / "other", seed=1)}
+    refused(stopped, changes, "training data differ")
+
+
+def test_a_checkpoint_of_another_base_model_under_the_same_name_is_refused(stopped, tmp_path, tiny_model):
+    base = shutil.copytree(tiny_model("bert"), tmp_path / "base")
+    shutil.rmtree(stopped.kept("stopped"))
+    stopped.recipe["pretrained_model"] = base
+    assert "stopped at step 2" in stopped.run("stopped", stop_at=2).output
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    save_file(weights | {name: weights[name] + 1}, base / "model.safetensors", {"format": "pt"})
+    refused(stopped, {}, "base model differ")
+
+
+def refused(runs, changes, says):
+    before = {path: path.read_bytes() for path in runs.kept("stopped").rglob("*") if path.is_file()}
+    ended = runs.run("stopped", **changes)
+    assert ended.code == 1
+    assert says in ended.lines[-1], ended.lines[-1]
+    assert "--checkpoint_dir" in ended.lines[-1]
+    assert not any(runs.model("stopped").iterdir())
+    assert {path: path.read_bytes() for path in runs.kept("stopped").rglob("*") if path.is_file()} == before
+
+
+def test_what_does_not_change_training_may_differ(stopped, whole, tmp_path):
+    moved = shutil.copytree(stopped.recipe["train"], tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    free = {"train": moved, "eval_batch_size": 7, "log_every": 9, "checkpoint_every": 4, "on_stop": "export"}
+    ended = stopped.run("stopped", **free, model_dir=tmp_path / "elsewhere" / "model")
+    assert ended.code == 0
+    assert "continuing after step 8" in ended.output
+    assert sha256(tmp_path / "elsewhere" / "model" / "model.safetensors") == whole.weights("whole")
+
+
+def test_on_stop_checkpoint_leaves_no_model(runs):
+    assert runs.run("stopped", stop_at=3, on_stop="checkpoint").code == 0
+    assert not any(runs.model("stopped").iterdir())
+    assert not list(runs.folder.rglob(".lorry-*"))
+    assert log_of(runs.output("stopped"))[-1]["step"] == 2
+
+
+def test_on_stop_export_leaves_a_model_marked_as_unfinished_that_the_finished_one_replaces(runs, whole):
+    ended = runs.run("stopped", stop_at=3, on_stop="export")
+    assert ended.code == 0
+    assert f"the model as trained so far: {runs.model('stopped')}" in ended.output
+    facts = json.loads((runs.model("stopped") / "lorry.json").read_text())
+    assert (facts["finished"], facts["stopped_at"], facts["steps"]) == (False, 3, 3)
+    assert "3" in (runs.model("stopped") / "README.md").read_text()
+    assert runs.weights("stopped") != whole.weights("whole")
+    assert runs.run("stopped", on_stop="export").code == 0
+    facts = json.loads((runs.model("stopped") / "lorry.json").read_text())
+    assert (facts["finished"], facts["stopped_at"], facts["steps"]) == (True, None, STEPS)
+    assert_as_if_never_stopped(runs, "stopped", whole)
+
+
+def test_a_stop_without_a_checkpoint_folder_says_how_to_resume_next_time(runs):
+    ended = runs.run("stopped", stop_at=2, checkpoint_dir="", on_stop="export")
+    assert ended.code == 0
+    assert ended.lines[-1] == "stopped at step 2, give --checkpoint_dir to resume next time"
+    assert (runs.model("stopped") / "model.safetensors").is_file()
+
+
+def test_a_stop_before_training_ends_well_and_leaves_nothing(runs):
+    def tokenize(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return tokens.tokenize(*arguments)
+
+    with mock.patch("lorry.pipeline.tokenize", tokenize):
+        ended = runs.run("early", on_stop="export")
+    assert ended.code == 0
+    assert "stopped at step 0" in ended.output
+    assert not any(runs.model("early").iterdir())

@@ -1,0 +1,349 @@
+"""The loop's promises: the right gradients however a batch is cut, the right rate, adapters alone, every precision."""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from test_encoder import padded_embeddings, plain
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from lorry.config import TrainConfig
+from lorry.data.pairs import read_channel
+from lorry.data.sampler import Plan
+from lorry.errors import UserError
+from lorry.evaluation.scoring import Scored
+from lorry.model.encoder import Encoder
+from lorry.model.pretrained import find_base
+from lorry.model.tokens import tokenize
+from lorry.training.loop import fit, learning_rate
+from lorry.training.losses import batch_loss
+from lorry.training.progress import Journal
+from lorry.training.update import make_batch, update, update_within_memory
+
+LOSSES = ["cosine", "infonce", "cosent", "infonce+cosent"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lorry"), "handlers", [logging.NullHandler()])
+
+
+class Ground:
+    """A tiny model, its pairs and their tokens."""
+
+    def __init__(self, folder, model, write_pairs):
+        self.base = find_base(str(model))
+        self.pairs = read_channel(write_pairs(folder / "train"), TrainConfig())["all"]
+        self.texts = tokenize(self.pairs, self.base)
+        self.accelerator = Accelerator(mixed_precision="no")
+
+    def encoder(self, config):
+        encoder = Encoder(self.base, "fp32" if config.precision == "auto" else config.precision, CPU)
+        encoder.add_lora(
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            dropout=config.lora_dropout,
+            targets=config.lora_targets,
+            seed=config.seed,
+        )
+        return encoder
+
+    def batch(self, rows):
+        return make_batch(self.texts, self.pairs, np.asarray(rows), CPU)
+
+    def update(self, encoder, batch, config, step=0):
+        """Return (loss, gradients) of one batch."""
+        for weight in encoder.adapters().values():
+            weight.grad = None
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        loss = update(encoder, self.texts, batch, config, step, self.accelerator, scaler, config.micro_batch_tokens)
+        return float(loss), {name: weight.grad.clone() for name, weight in encoder.adapters().items()}
+
+    def fit(self, encoder, config):
+        plan = Plan(self.pairs.query, config.batch_size, config.epochs, config.seed)
+        journal = Journal(plan.steps)
+        progress = fit(
+            encoder, self.texts, self.pairs, config, accelerator=self.accelerator, journal=journal, plan=plan,
+            validate=lambda: Scored(np.zeros(1), {}, 0.0),
+        )  # fmt: skip
+        return progress, [line for line in journal.lines if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory, tiny_model, shop_pairs):
+    return Ground(tmp_path_factory.mktemp("ground"), tiny_model("bert"), shop_pairs)
+
+
+def moved(encoder):
+    """Move B away from zero, so that the gradients of A are not all zero."""
+    torch.manual_seed(5)
+    for name, weight in encoder.adapters().items():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.05)
+    return encoder
+
+
+def flat(tensors):
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)]).double()
+
+
+def detached(encoder):
+    return {name: weight.detach().clone() for name, weight in encoder.adapters().items()}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_batch_in_parts_makes_the_update_of_the_whole_batch(ground, loss):
+    config = TrainConfig(loss=loss)
+    encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
+    whole_loss, whole = ground.update(encoder, batch, config)
+    part_loss, parts = ground.update(encoder, batch, replace(config, micro_batch_tokens=60))
+    assert len(encoder.split(ground.texts.lengths_of(batch.rows), 60)) > 5
+    assert part_loss == pytest.approx(whole_loss, rel=1e-6)
+    assert flat(whole).norm() > 0
+    assert float((flat(parts) - flat(whole)).norm() / flat(whole).norm()) < 1e-6
+
+
+@pytest.mark.parametrize("most", [0, 60], ids=["whole", "in parts"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("loss", ["cosine", "infonce+cosent"])
+def test_gradients_are_the_slope_of_the_loss(ground, loss, dropout, most):
+    """Seen from outside, by moving the weights: with dropout this holds only if both passes drop the same."""
+    config = TrainConfig(loss=loss, lora_dropout=dropout, micro_batch_tokens=most)
+    encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
+    _, gradient = ground.update(encoder, batch, config, step=3)
+    start = detached(encoder)
+    length, around = 2e-3 / flat(gradient).norm().item(), []
+    for side in (-1, 1):
+        for name, weight in encoder.adapters().items():
+            weight.data = start[name] + side * length * gradient[name]
+        around.append(ground.update(encoder, batch, config, step=3)[0])
+    slope = (around[1] - around[0]) / (2 * length)
+    assert slope == pytest.approx(float(flat(gradient).square().sum()), rel=2e-3)
+
+
+def test_dropout_changes_from_step_to_step_but_not_between_runs(ground):
+    config = TrainConfig(lora_dropout=0.3)
+    encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 30))
+    first, again, other = (ground.update(encoder, batch, config, step)[0] for step in (3, 3, 4))
+    assert first == again
+    assert first != other
+    torch.manual_seed(99)
+    assert ground.update(encoder, batch, config, 3)[0] == first
+
+
+def test_the_loss_curve_is_that_of_a_padded_loop(ground):
+    """Packing, fused adapters and unique texts change nothing: step by step the loss of plain transformers and PEFT."""
+    config = TrainConfig(batch_size=40, epochs=3, lr=0.01, log_every=1)
+    encoder = ground.encoder(config)
+    targets = encoder.model.peft_config["default"].target_modules
+    model = plain(ground.base.folder, targets, {"rank": config.lora_rank, "alpha": config.lora_alpha})
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    for name, weight in encoder.adapters().items():
+        weights[name].data.copy_(weight)
+    _, lines = ground.fit(encoder, config)
+
+    plan = Plan(ground.pairs.query, config.batch_size, config.epochs, config.seed)
+    optimizer = torch.optim.AdamW(weights.values(), lr=config.lr, weight_decay=config.weight_decay)
+    losses = []
+    for step in range(plan.steps):
+        batch = ground.batch(plan.batch(step))
+        texts = [ground.texts.take(np.array([row])).ids.astype(np.int64) for row in batch.rows]
+        query, text = padded_embeddings(model, texts, "mean").split([batch.queries, len(texts) - batch.queries])
+        loss = batch_loss(config, query, text, batch.judged)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights.values(), config.max_grad_norm)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, plan.steps, config)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-4)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def with_room_for(encoder, most):
+    """Let the encoder run out of memory, as a GPU says it, above so many tokens; return the sizes that were tried."""
+    embed, tried = encoder.embed, []
+
+    def limited(texts, **options):
+        tried.append(int(texts.lengths.sum()))
+        if tried[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+        return embed(texts, **options)
+
+    encoder.embed = limited
+    return tried
+
+
+def test_where_memory_runs_out_the_update_is_the_same_in_smaller_parts(ground, caplog):
+    config = TrainConfig()
+    encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
+    whole_loss, whole = ground.update(encoder, batch, config)
+    for weight in encoder.adapters().values():
+        weight.grad = None
+    tokens = int(ground.texts.lengths_of(batch.rows).sum())
+    tried = with_room_for(encoder, tokens // 3)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    logging.getLogger("lorry").addHandler(caplog.handler)
+    rest = (encoder, ground.texts, batch, config, 0, ground.accelerator, scaler)
+    loss, most = update_within_memory(*rest, 0)
+    assert float(loss) == pytest.approx(whole_loss, rel=1e-6)
+    parts = {name: weight.grad for name, weight in encoder.adapters().items()}
+    assert float((flat(parts) - flat(whole)).norm() / flat(whole).norm()) < 1e-6
+    assert most == tokens // 4
+    assert tried[0] == tokens
+    assert "memory ran out" in caplog.text
+    tried.clear()
+    assert update_within_memory(*rest, most)[1] == most
+    assert max(tried) <= most, "the next step does not try again what failed"
+
+
+def test_no_memory_for_one_text_is_an_error_and_other_errors_stay_what_they_are(ground):
+    config = TrainConfig()
+    encoder, batch = ground.encoder(config), ground.batch(range(0, 60))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    with_room_for(encoder, 2)
+    with pytest.raises(UserError, match=r"no memory for a single text of \d+ tokens\. Lower max_length"):
+        update_within_memory(encoder, ground.texts, batch, config, 0, ground.accelerator, scaler, 0)
+
+    def broken(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    encoder.embed = broken
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        update_within_memory(encoder, ground.texts, batch, config, 0, ground.accelerator, scaler, 0)
+
+
+def test_a_batch_holds_each_text_once_and_pairs_point_at_their_own(ground):
+    batch = ground.batch([0, 1, 2, 7, 3])
+    pairs, judged = ground.pairs, batch.judged
+    assert len(set(batch.rows.tolist())) == len(batch.rows)
+    assert batch.queries == 2
+    assert batch.pairs == 5
+    assert (batch.rows[: batch.queries] < ground.texts.queries).all()
+    assert batch.rows[judged.query_B].tolist() == pairs.query[[0, 1, 2, 7, 3]].tolist()
+    texts = batch.rows[batch.queries :] - ground.texts.queries
+    assert texts[judged.text_B].tolist() == pairs.text[[0, 1, 2, 7, 3]].tolist()
+    assert judged.gain_B.tolist() == pairs.gain[[0, 1, 2, 7, 3]].tolist()
+    assert judged.relevant_B.tolist() == pairs.relevant[[0, 1, 2, 7, 3]].tolist()
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_to_the_end():
+    config = TrainConfig(lr=1.0, warmup=0.2)
+    rates = [learning_rate(step, 10, config) for step in range(10)]
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "rates"),
+    [(1, 0.1, [1]), (4, 0.0, [1, 0.75, 0.5, 0.25]), (3, 1.0, [0.25, 0.5, 0.75]), (2, 0.5, [0.5, 1])],
+)
+def test_the_rate_at_the_edges(steps, warmup, rates):
+    config = TrainConfig(lr=0.5, warmup=warmup)
+    assert [learning_rate(step, steps, config) for step in range(steps)] == pytest.approx([rate / 2 for rate in rates])
+
+
+class Watch:
+    """Weights, gradients and rate as every optimizer step found them."""
+
+    def __init__(self):
+        self.weights, self.grads, self.rates = [], [], []
+
+    def __call__(self, optimizer, *_):
+        params = [weight for group in optimizer.param_groups for weight in group["params"]]
+        self.weights.append([weight.detach().clone() for weight in params])
+        self.grads.append([weight.grad.detach().clone() for weight in params])
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.fixture
+def watch():
+    watch = Watch()
+    handle = register_optimizer_step_pre_hook(watch)
+    yield watch
+    handle.remove()
+
+
+def test_every_step_starts_from_no_gradient(ground, watch):
+    """The original script added each step's gradients to those of all steps before."""
+    config = TrainConfig(batch_size=40, lr=0.01, max_grad_norm=1e9)
+    ground.fit(ground.encoder(config), config)
+    encoder, plan = ground.encoder(config), Plan(ground.pairs.query, 40, 1, config.seed)
+    for step in (0, 3, 5):
+        for weight, value in zip(encoder.adapters().values(), watch.weights[step], strict=True):
+            weight.data = value.clone()
+        _, alone = ground.update(encoder, ground.batch(plan.batch(step)), config, step)
+        assert all(torch.equal(*both) for both in zip(alone.values(), watch.grads[step], strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_scaled_down_to_the_largest_norm(ground, watch, precision):
+    """In fp16 they arrive multiplied by the scaler: clipped before they are divided again, nothing would be left."""
+    config = TrainConfig(batch_size=40, epochs=2, max_grad_norm=0.01, precision=precision)
+    ground.fit(ground.encoder(config), config)
+    norms = [torch.cat([grad.flatten() for grad in grads]).norm().item() for grads in watch.grads]
+    assert len(norms) > 5
+    assert norms == pytest.approx([0.01] * len(norms), rel=1e-3)
+
+
+@pytest.mark.parametrize("lr", [1e-4, 1e-2])
+def test_the_learning_rate_has_an_effect(ground, watch, lr):
+    """The original script never used it. Adam's first step is the rate itself, whatever the gradient."""
+    config = TrainConfig(batch_size=240, lr=lr, weight_decay=0.0)
+    encoder = ground.encoder(config)
+    before = flat(detached(encoder))
+    ground.fit(encoder, config)
+    assert watch.rates == [lr]
+    assert float((flat(detached(encoder)) - before).abs().max()) == pytest.approx(lr, rel=1e-3)
+
+
+def test_the_optimizer_gets_the_rate_of_each_step(ground, watch):
+    config = TrainConfig(batch_size=24, lr=0.01, warmup=0.2)
+    ground.fit(ground.encoder(config), config)
+    assert watch.rates == pytest.approx([learning_rate(step, 10, config) for step in range(10)])
+    assert len(set(watch.rates)) > 5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("loss", ["infonce+cosent", "cosine"])
+def test_every_precision_lowers_the_loss_and_changes_adapters_alone(ground, watch, precision, loss):
+    config = TrainConfig(batch_size=40, epochs=8, lr=0.01, log_every=6, precision=precision, loss=loss)
+    encoder = ground.encoder(config)
+    named = dict(encoder.model.named_parameters())
+    frozen = {name: weight.detach().clone() for name, weight in named.items() if name not in encoder.adapters()}
+    adapters = detached(encoder)
+    progress, lines = ground.fit(encoder, config)
+    assert len(lines) == 8
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    assert {weight.dtype for weight in encoder.adapters().values()} == {torch.float32}
+    assert {grad.dtype for grads in watch.grads for grad in grads} == {torch.float32}
+    assert frozen
+    assert all(torch.equal(named[name], weight) for name, weight in frozen.items())
+    assert all(not torch.equal(named[name], weight) for name, weight in adapters.items())
+    assert all("lora_" in name for name in adapters)
+    assert (progress.step, progress.pairs, progress.stopped) == (48, 8 * 240, False)
+    assert progress.tokens > 0
+    assert progress.seconds > 0
+
+
+def test_half_precision_scales_its_gradients_back_before_they_are_used(ground, watch):
+    """Left scaled, fp16 gradients would be tens of thousands of times too long."""
+    last = []
+    for precision in ("fp32", "fp16"):
+        config = TrainConfig(batch_size=240, epochs=6, precision=precision, lr=1e-9, max_grad_norm=1e9)
+        ground.fit(ground.encoder(config), config)
+        last.append(torch.cat([grad.flatten() for grad in watch.grads[-1]]))
+    exact, half = last
+    assert float((half - exact).norm() / exact.norm()) < 0.02
+
+
+def test_the_posts_loss_is_logged_as_the_mean_since_the_last_line(ground):
+    config = TrainConfig(batch_size=40, lr=1e-9, loss="cosine", log_every=1)
+    _, each = ground.fit(ground.encoder(config), config)
+    _, thirds = ground.fit(ground.encoder(config), replace(config, log_every=4))
+    assert [line["step"] for line in thirds] == [4, 6]
+    assert thirds[0]["loss"] == pytest.approx(np.mean([line["loss"] for line in each[:4]]), rel=1e-6)
+    assert thirds[1]["loss"] == pytest.approx(np.mean([line["loss"] for line in each[4:]]), rel=1e-6)

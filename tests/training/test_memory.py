@@ -1,0 +1,77 @@
+"""What a token costs in memory, and how many fit: measured on a real model."""
+
+import numpy as np
+import pytest
+import torch
+
+from lorry.config import TrainConfig
+from lorry.data.pairs import read_channel
+from lorry.model.encoder import Encoder
+from lorry.model.pretrained import find_base
+from lorry.model.tokens import tokenize
+from lorry.training import memory
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_model, shop_pairs):
+    pairs = read_channel(shop_pairs(tmp_path_factory.mktemp("shop")), TrainConfig())["all"]
+    base = find_base(str(tiny_model("bert")))
+    encoder = Encoder(base, "fp32", CPU)
+    encoder.add_lora(rank=4, alpha=8.0, dropout=0.0, targets="", seed=0)
+    return encoder, tokenize(pairs, base)
+
+
+def test_what_a_pass_keeps_grows_with_its_tokens(model):
+    encoder, texts = model
+    some, twice = (np.arange(count) for count in (100, 200))
+    small, large = (memory.bytes_kept(encoder, texts, rows) for rows in (some, twice))
+    tokens = [int(texts.lengths_of(rows).sum()) for rows in (some, twice)]
+    assert large / small == pytest.approx(tokens[1] / tokens[0], rel=0.15)
+    # A layer of this model keeps, of 32 numbers each, at least its input, query, key, value and two normalised sums.
+    assert small > tokens[0] * 2 * 6 * 32 * 4
+    assert all(weight.grad is None for weight in encoder.adapters().values())
+
+
+def test_half_precision_keeps_about_half(model, tiny_model):
+    encoder, texts = model
+    half = Encoder(find_base(str(tiny_model("bert"))), "bf16", CPU)
+    half.add_lora(rank=4, alpha=8.0, dropout=0.0, targets="", seed=0)
+    kept = [memory.bytes_kept(each, texts, np.arange(100)) for each in (half, encoder)]
+    assert 0.4 < kept[0] / kept[1] < 0.75
+
+
+def test_twice_the_memory_holds_twice_the_tokens(model, monkeypatch):
+    fits = []
+    for free in (1 << 30, 1 << 31):
+        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: free)
+        fits.append(memory.tokens_that_fit(*model))
+    assert fits[1] == pytest.approx(2 * fits[0], rel=0.01)
+    assert fits[0] > memory.PROBE_TOKENS
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    assert memory.tokens_that_fit(*model) == 0, "unknown: no limit"
+
+
+def test_free_memory_is_the_containers_where_that_is_less(monkeypatch):
+    whole = memory.free_memory(CPU)
+    assert whole > 1 << 28
+    numbers = {"memory.max": "300000000\n", "memory.current": "100000000\n"}
+
+    def of_group(name):
+        if name not in numbers:
+            raise FileNotFoundError(name)
+        return numbers[name]
+
+    monkeypatch.setattr(memory, "_of_group", of_group)
+    assert memory.free_memory(CPU) == 200_000_000
+    numbers["memory.max"] = "max\n"
+    assert memory.free_memory(CPU) > 1 << 28
+
+
+def test_both_kinds_of_exhaustion_are_told_from_other_errors():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 55)
+    assert memory.is_exhausted(caught.value)
+    assert memory.is_exhausted(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not memory.is_exhausted(RuntimeError("shapes do not match"))
