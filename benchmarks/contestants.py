@@ -124,9 +124,9 @@ def flop_per_token(model: torch.nn.Module, *, training: bool) -> float:
 
 
 def _base() -> Any:
-    from lorry.model.pretrained import find_base
+    from lorry.model.pretrained import find_pretrained
 
-    return find_base("bundled")
+    return find_pretrained("bundled")
 
 
 def _lorry(job: Job) -> Any:
@@ -144,7 +144,7 @@ def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
     from accelerate import Accelerator
 
     from lorry.config import TrainConfig
-    from lorry.data.sampler import Plan
+    from lorry.data.sampler import BatchSampler
     from lorry.model.encoder import Encoder
     from lorry.training.update import make_batch, update
 
@@ -156,7 +156,7 @@ def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
     adapters = list(encoder.adapters().values())
     optimizer = torch.optim.AdamW(adapters, lr=1e-3, foreach=True)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    plan = Plan(pairs.query, job.batch_size, ENDLESS, seed=0)
+    plan = BatchSampler(pairs.query, job.batch_size, ENDLESS, seed=0)
     cost = flop_per_token(encoder.model, training=True)
     tell({"ready": True})
     stopwatch.wait()

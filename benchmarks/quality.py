@@ -24,14 +24,14 @@ from scipy.stats import spearmanr
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import read_splits
-from lorry.data.sampler import Plan
+from lorry.data.sampler import BatchSampler
 from lorry.evaluation import scoring
 from lorry.model.encoder import Encoder, choose_precision
-from lorry.model.packing import Ragged
-from lorry.model.pretrained import find_base
+from lorry.model.packing import TokenSequences
+from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import load_tokenizer, tokenize
 from lorry.training.loop import fit
-from lorry.training.progress import Journal
+from lorry.training.progress import TrainingLog
 
 DATA = Path(os.environ.get("LORRY_DATA", "../shared/data"))
 RECIPES: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ def main() -> None:
         pretrained_model="bundled", train=str(home / "train"), validation=str(home / "validation"), epochs=1
     )
     splits = read_splits(common)
-    base = find_base("bundled")
+    base = find_pretrained("bundled")
     texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
     probe = _sts(base)
     device = torch.device("cpu")
@@ -74,14 +74,14 @@ def main() -> None:
                 targets="",
                 seed=config.seed,
             )
-            plan = Plan(splits["train"].query, config.batch_size, config.epochs, config.seed)
+            plan = BatchSampler(splits["train"].query, config.batch_size, config.epochs, config.seed)
             fit(
                 encoder,
                 texts["train"],
                 splits["train"],
                 config,
                 accelerator=Accelerator(cpu=True),
-                journal=Journal(plan.steps),
+                journal=TrainingLog(plan.steps),
                 plan=plan,
                 validate=lambda encoder=encoder, config=config: scoring.score(
                     encoder, texts["validation"], splits["validation"], config, with_loss=True
@@ -119,7 +119,7 @@ def _sts(base: Any) -> Any:
     def correlation(encoder: Encoder) -> float:
         lengths = np.array([len(item) for item in ids])
         with torch.inference_mode():
-            both = encoder.embed(Ragged(np.concatenate(ids), lengths))
+            both = encoder.embed(TokenSequences(np.concatenate(ids), lengths))
         left, right = both.split(len(rows))
         return float(spearmanr((left * right).sum(1).numpy(), grades).statistic)
 

@@ -29,8 +29,8 @@ import torch
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import read_splits
-from lorry.data.sampler import Plan
-from lorry.model.pretrained import find_base
+from lorry.data.sampler import BatchSampler
+from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import load_tokenizer, tokenize
 from lorry.training.update import make_batch
 
@@ -95,7 +95,7 @@ def write_pairs(folder: Path, pairs: int) -> None:
 
 def _words() -> pa.Array:
     """Return whole words of the bundled model's vocabulary, so that texts have as many tokens as real ones."""
-    vocabulary = load_tokenizer(find_base("bundled")).get_vocab()
+    vocabulary = load_tokenizer(find_pretrained("bundled")).get_vocab()
     return pa.array(sorted(word for word in vocabulary if word.isalpha() and word.isascii()), pa.large_string())
 
 
@@ -118,7 +118,7 @@ def _phrases(words: pa.Array, count: int, least: int, most: int, random: np.rand
 def measure(folder: Path) -> dict[str, Any]:
     """Read, tokenise and plan the pairs of `folder`/train, and say what it took."""
     logging.disable()
-    base = find_base("bundled")
+    base = find_pretrained("bundled")
     load_tokenizer(base)  # imports transformers: seconds that any number of pairs costs once
     began = time.process_time()
     config = TrainConfig(train=str(folder / "train"))
@@ -126,7 +126,7 @@ def measure(folder: Path) -> dict[str, Any]:
     pairs = splits["train"]
     tokens, cold = _timed(lambda: [tokenize(each, base, folder / "cache") for each in splits.values()])
     _, warm = _timed(lambda: [tokenize(each, base, folder / "cache") for each in splits.values()])
-    plan = Plan(pairs.query, config.batch_size, config.epochs, config.seed)
+    plan = BatchSampler(pairs.query, config.batch_size, config.epochs, config.seed)
     _, order = _timed(lambda: plan.batch(0))
     steps = np.linspace(0, plan.steps - 1, min(STEPS, plan.steps)).astype(int)
     device = torch.device("cpu")

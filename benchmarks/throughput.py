@@ -37,7 +37,7 @@ from tqdm import tqdm
 from lorry.config import PairOptions
 from lorry.data.pairs import read_channel
 from lorry.model.encoder import choose_precision
-from lorry.model.pretrained import find_base
+from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 
 DATA = Path(os.environ.get("LORRY_DATA", "../shared/data"))
@@ -134,7 +134,7 @@ def prepare(name: str, folder: Path) -> Path:
     else:
         file = DATA / "esci_samples" / "grandi9_sample_2c_full_data.csv"
         pairs = read_channel(file, PairOptions(text_columns=COLUMNS))["train"]
-    texts = tokenize(pairs, find_base("bundled"))
+    texts = tokenize(pairs, find_pretrained("bundled"))
     gain = pairs.gain if name == "short" else np.random.default_rng(0).integers(0, 2, len(pairs)).astype(np.float32)
     table = pa.table(
         {

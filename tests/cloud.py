@@ -107,7 +107,7 @@ def fails(call, cause, mend):
     with pytest.raises(UserError) as caught:
         list(call())
     assert cause in caught.value.cause
-    assert mend in caught.value.mend
+    assert mend in caught.value.hint
     assert "\n" not in str(caught.value)
 
 

@@ -99,7 +99,7 @@ def test_a_bad_value_names_the_option_the_value_and_what_is_wanted(name, text, s
         read(**{name: text})
     assert name in refused.value.cause
     assert text in refused.value.cause
-    assert says in refused.value.mend
+    assert says in refused.value.hint
 
 
 NUMBERS = [name for name, item in FIELDS.items() if "float" in str(item.type)]
@@ -120,7 +120,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one(name, near):
     with pytest.raises(UserError) as refused:
         read(**{name: "1"})
     assert name in refused.value.cause
-    assert (f"Did you mean {near}?" if near else "--help") in refused.value.mend
+    assert (f"Did you mean {near}?" if near else "--help") in refused.value.hint
 
 
 def test_a_config_survives_the_way_through_strings():

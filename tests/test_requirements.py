@@ -1,71 +1,89 @@
-"""What the image installs is what pyproject.toml asks for; `make requirements` writes both files anew."""
+"""The locks hold what pyproject.toml asks for, here and in the image alike; `make update` writes them anew."""
 
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ("requirements.txt", "docker/build.txt")
+LOCKS = ("locks/dev.txt", "locks/cuda.txt", "requirements.txt", "docker/build.txt")
+STALE = "stale: run `make update`"
+IMAGE = {
+    "python_version": "3.13",
+    "python_full_version": "3.13.5",
+    "sys_platform": "linux",
+    "platform_system": "Linux",
+    "platform_machine": "x86_64",
+}
 
 
 def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def entries(name):
-    """Return the pins of a lock: package, then version, hashes and the packages (or files) that ask for it."""
-    text = (ROOT / name).read_text()
-    found = {}
-    for block in re.split(r"\n(?=[a-z0-9])", text)[1:]:
-        package, version = re.match(r"([\w.-]+)==(\S+)", block).groups()
-        found[canonicalize_name(package)] = (version, re.findall(r"--hash=sha256:[0-9a-f]{64}", block), block)
+def wanted(*extras):
+    """Return what the package itself needs with these extras."""
+    optional = project()["optional-dependencies"]
+    return list(map(Requirement, sum((optional[extra] for extra in extras), project()["dependencies"])))
+
+
+def pins(name):
+    """Return the pins of a lock as they stand: requirement, version, hashes and who asks for it."""
+    found = []
+    for block in re.split(r"\n(?=[a-z0-9])", (ROOT / name).read_text())[1:]:
+        pin = Requirement(block.split("\\\n")[0])
+        version = re.fullmatch(r"==(\S+)", str(pin.specifier))[1]
+        found.append((pin, version, re.findall(r"--hash=sha256:[0-9a-f]{64}", block), block.partition("# via")[2]))
     return found
 
 
-def wanted():
-    """Return what the package itself needs in the image."""
-    extras = project()["optional-dependencies"]
-    return [Requirement(line) for line in [*project()["dependencies"], *extras["bundled"], *extras["sagemaker"]]]
+def in_image(name):
+    """Return the versions that a lock gives the image's Python and platform."""
+    place = {**default_environment(), **IMAGE}
+    return {pin.name: version for pin, version, *_ in pins(name) if pin.marker is None or pin.marker.evaluate(place)}
 
 
-@pytest.mark.parametrize("requirement", wanted(), ids=str)
-def test_every_dependency_is_pinned_within_its_range(requirement):
-    version, _, block = entries("requirements.txt")[canonicalize_name(requirement.name)]
-    assert requirement.specifier.contains(version), "stale: run `make requirements`"
-    assert "lorry (pyproject.toml)" in block, "stale: run `make requirements`"
+@pytest.mark.parametrize(("name", "extra"), [("locks/dev.txt", "dev"), ("requirements.txt", "sagemaker")])
+def test_every_dependency_is_pinned_within_its_range(name, extra):
+    ranges = {canonicalize_name(requirement.name): requirement.specifier for requirement in wanted("bundled", extra)}
+    locked = [(pin.name, version) for pin, version, _, askers in pins(name) if "lorry (pyproject.toml)" in askers]
+    if extra == "dev":  # torch has a lock of its own
+        locked.append(("torch", in_image("locks/cuda.txt")["torch"]))
+    assert {package for package, _ in locked} == ranges.keys(), STALE
+    assert [pin for pin in locked if not ranges[pin[0]].contains(pin[1])] == [], STALE
 
 
-def test_nothing_is_pinned_for_a_dependency_that_is_gone():
-    direct = {name for name, (_, _, block) in entries("requirements.txt").items() if "lorry (pyproject.toml)" in block}
-    assert direct == {canonicalize_name(requirement.name) for requirement in wanted()}, "run `make requirements`"
+def test_torch_suits_older_drivers():
+    (torch,) = [line for line in (ROOT / "locks/cuda.in").read_text().splitlines() if line[:1] != "#"]
+    for name in ("locks/cuda.txt", "requirements.txt"):
+        assert torch == f"torch=={in_image(name)['torch']}", STALE
 
 
-def test_the_constraints_hold():
-    lines = [line for line in (ROOT / "requirements.in").read_text().splitlines() if line and not line.startswith("#")]
-    for requirement in map(Requirement, lines):
-        assert requirement.specifier.contains(entries("requirements.txt")[requirement.name][0]), (
-            "run `make requirements`"
-        )
+@pytest.mark.parametrize("name", ["requirements.txt", "docker/build.txt"])
+def test_the_image_has_the_versions_that_development_has(name):
+    here, there = in_image("locks/cuda.txt") | in_image("locks/dev.txt"), in_image(name)
+    shared = here.keys() & there.keys()
+    assert len(shared) > 5
+    assert {package: there[package] for package in shared} == {package: here[package] for package in shared}, STALE
 
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_every_pin_has_its_hashes_and_no_place(name):
-    pins = entries(name)
-    assert len(pins) > 5
-    assert all(hashes for _, hashes, _ in pins.values())
+    assert len(pins(name)) > 5
+    assert all(hashes for _, _, hashes, _ in pins(name))
     text = (ROOT / name).read_text()
     assert not re.search(r"https?://|file:|--(extra-)?index-url|--find-links| @ |^-", text, re.MULTILINE)
 
 
 def test_the_build_environment_is_complete():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
-    pins = entries("docker/build.txt")
-    assert all(Requirement(line).specifier.contains(pins[Requirement(line).name][0]) for line in build)
-    assert {"uv", "setuptools"} <= set(pins)
+    locked = in_image("docker/build.txt")
+    assert all(requirement.specifier.contains(locked[requirement.name]) for requirement in map(Requirement, build))
+    assert {"uv", "setuptools"} <= set(locked)
 
 
 def test_the_image_is_labelled_with_the_version_of_the_package():

@@ -16,13 +16,13 @@ import logging
 import os
 import shlex
 import sys
-import warnings
 from pathlib import Path
 from typing import NoReturn
 
 from lorry.config import CONTAINER_PATHS, JobOptions, PairOptions, TrainConfig, add_options, from_strings
 from lorry.errors import UserError, nearest
 from lorry.hardware import let_waiting_threads_sleep
+from lorry.logs import configure_logging
 
 log = logging.getLogger("lorry")
 
@@ -41,23 +41,6 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:  # `lorry jobs logs NAME | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def configure_logging() -> None:
-    """Send plain lines to standard output; what libraries say to their own developers is not for users."""
-    warnings.simplefilter("ignore", FutureWarning)
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Plain("%(message)s"))
-    log.handlers = [handler]
-    log.setLevel(logging.INFO)
-    log.propagate = False
-
-
-class _Plain(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        """Mark what is worse than information."""
-        text = super().format(record)
-        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -178,8 +178,8 @@ def from_strings(cls: type[T], values: Mapping[str, str]) -> T:
         name = given.replace("-", "_")
         if name not in known:
             guess = nearest(name, known)
-            mend = f"Did you mean {guess}?" if guess else "`lorry train --help` lists what there is."
-            raise UserError(f"unknown hyperparameter {given}", mend)
+            hint = f"Did you mean {guess}?" if guess else "`lorry train --help` lists what there is."
+            raise UserError(f"unknown hyperparameter {given}", hint)
         read[name] = _read(known[name], str(value).strip())
     return cls(**read)
 

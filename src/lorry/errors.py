@@ -7,17 +7,17 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; shown without a traceback.
+    """A mistake that the user can fix; shown without a traceback.
 
     Args:
         cause: What is wrong and where (file, column, row, value).
-        mend: What to do about it.
+        hint: What to do about it.
     """
 
-    def __init__(self, cause: str, mend: str) -> None:
+    def __init__(self, cause: str, hint: str) -> None:
         self.cause = " ".join(cause.split())
-        self.mend = " ".join(mend.split())
-        super().__init__(f"{self.cause.rstrip('.')}. {self.mend}")
+        self.hint = " ".join(hint.split())
+        super().__init__(f"{self.cause.rstrip('.')}. {self.hint}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -21,20 +21,20 @@ from accelerate.utils import set_seed
 
 from lorry.config import TrainConfig, as_dict
 from lorry.data.pairs import Pairs, read_splits
-from lorry.data.sampler import Plan
+from lorry.data.sampler import BatchSampler
 from lorry.evaluation import metrics, scoring
-from lorry.evaluation.scoring import Scored
+from lorry.evaluation.scoring import SplitScores
 from lorry.hardware import describe
 from lorry.model import merge
 from lorry.model.encoder import Encoder, choose_precision, packs
-from lorry.model.merge import Proof
-from lorry.model.pretrained import BaseModel, find_base
-from lorry.model.tokens import Texts, tokenize
+from lorry.model.merge import MergeProof
+from lorry.model.pretrained import PretrainedModel, find_pretrained
+from lorry.model.tokens import TokenizedTexts, tokenize
 from lorry.report import page
-from lorry.signals import StoppedError
-from lorry.training.checkpoint import Store
+from lorry.signals import StopRequestedError
+from lorry.training.checkpoint import CheckpointStore
 from lorry.training.loop import Progress, fit, peak_memory
-from lorry.training.progress import Journal
+from lorry.training.progress import TrainingLog
 
 log = logging.getLogger("lorry")
 
@@ -48,8 +48,8 @@ class Setting:
     config: TrainConfig
     accelerator: Accelerator
     splits: dict[str, Pairs]
-    texts: dict[str, Texts]
-    base: BaseModel
+    texts: dict[str, TokenizedTexts]
+    base: PretrainedModel
     encoder: Encoder
     fingerprints: dict[str, str]
     """Of the pairs of each split, and of the base model; taken at the start, for a stop must not take long."""
@@ -65,7 +65,7 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
         command: The command line, for the report.
 
     Raises:
-        UserError: Something that the user can mend.
+        UserError: Something that the user can fix.
     """
     merge.check_apart(config)
     merge.check_writable(Path(config.model_dir))
@@ -79,7 +79,7 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
         if not progress.stopped:
             _finish(setting, progress, journal, command)
             return
-    except StoppedError:  # while the finished model was being evaluated
+    except StopRequestedError:  # while the finished model was being evaluated
         progress.stopped = True
     _leave_unfinished(setting, progress, journal)
 
@@ -90,7 +90,7 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
     # CUDA or CPU (Apple's GPU is not tested); precision is the encoder's own affair.
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     device, precision = accelerator.device, choose_precision(config.precision, accelerator.device)
-    base = find_base(config.pretrained_model, config.max_length)
+    base = find_pretrained(config.pretrained_model, config.max_length)
     way = "packed" if packs(base) else f"padded ({base.kind} models cannot be packed)"
     log.info("%s", describe(device, precision, way))
     splits = read_splits(config)
@@ -111,24 +111,24 @@ def prepare(config: TrainConfig, stop: threading.Event | None) -> Setting:
     return Setting(config, accelerator, splits, texts, base, encoder, fingerprints, stop)
 
 
-def _score(setting: Setting, encoder: Encoder, split: str) -> Scored:
+def _score(setting: Setting, encoder: Encoder, split: str) -> SplitScores:
     texts, pairs = setting.texts[split], setting.splits[split]
     return scoring.score(encoder, texts, pairs, setting.config, setting.stop, with_loss=True)
 
 
-def _score_model(setting: Setting, base: BaseModel) -> dict[str, Scored]:
+def _score_model(setting: Setting, base: PretrainedModel) -> dict[str, SplitScores]:
     """Return what a model on disk makes of every split but that of training."""
     encoder = Encoder(base, setting.encoder.precision, setting.encoder.device)
     return {name: _score(setting, encoder, name) for name in setting.splits if name != "train"}
 
 
-def _train(setting: Setting) -> tuple[Progress, Journal]:
+def _train(setting: Setting) -> tuple[Progress, TrainingLog]:
     config, pairs, fingerprints = setting.config, setting.splits["train"], setting.fingerprints
-    plan = Plan(pairs.query, config.batch_size, config.epochs, config.seed)
-    journal = Journal(plan.steps)
+    plan = BatchSampler(pairs.query, config.batch_size, config.epochs, config.seed)
+    journal = TrainingLog(plan.steps)
     store = None
     if config.checkpoint_dir:
-        store = Store(Path(config.checkpoint_dir), config, fingerprints["train"], fingerprints["base"])
+        store = CheckpointStore(Path(config.checkpoint_dir), config, fingerprints["train"], fingerprints["base"])
     progress = fit(
         setting.encoder,
         setting.texts["train"],
@@ -144,7 +144,7 @@ def _train(setting: Setting) -> tuple[Progress, Journal]:
     return progress, journal
 
 
-def _finish(setting: Setting, progress: Progress, journal: Journal, command: str) -> None:
+def _finish(setting: Setting, progress: Progress, journal: TrainingLog, command: str) -> None:
     """Merge, prove, evaluate the base model and the merged one, and put model and results in place."""
     config, output = setting.config, Path(setting.config.output_data_dir)
     before = _score_model(setting, setting.base)
@@ -154,7 +154,7 @@ def _finish(setting: Setting, progress: Progress, journal: Journal, command: str
         log.info(
             "merged: cosine to base + adapter %.6f, to the base %.4f", proof.merged_to_adapter, proof.merged_to_base
         )
-        after = _score_model(setting, find_base(str(folder), config.max_length))
+        after = _score_model(setting, find_pretrained(str(folder), config.max_length))
         facts = _facts(setting, progress, journal, before, after, command)
         merge.write_json(folder / "lorry.json", _provenance(setting, progress, proof))
         page.write_model_card(folder, facts)
@@ -166,7 +166,7 @@ def _finish(setting: Setting, progress: Progress, journal: Journal, command: str
     log.info("report: %s", path)
 
 
-def _leave_unfinished(setting: Setting, progress: Progress, journal: Journal) -> None:
+def _leave_unfinished(setting: Setting, progress: Progress, journal: TrainingLog) -> None:
     """After a stop: say where, and leave the model as trained so far if that is wanted."""
     config = setting.config
     journal.write(Path(config.output_data_dir) / "training.jsonl")
@@ -190,7 +190,7 @@ def _probe(setting: Setting) -> Any:
     return texts.take(rows)
 
 
-def _provenance(setting: Setting, progress: Progress, proof: Proof) -> dict[str, Any]:
+def _provenance(setting: Setting, progress: Progress, proof: MergeProof) -> dict[str, Any]:
     return merge.provenance(
         setting.config,
         {name: setting.fingerprints[name] for name in setting.splits},
@@ -206,9 +206,9 @@ def _provenance(setting: Setting, progress: Progress, proof: Proof) -> dict[str,
 def _facts(
     setting: Setting,
     progress: Progress,
-    journal: Journal,
-    before: dict[str, Scored],
-    after: dict[str, Scored],
+    journal: TrainingLog,
+    before: dict[str, SplitScores],
+    after: dict[str, SplitScores],
     command: str,
 ) -> page.ReportFacts:
     splits, seed = setting.splits, setting.config.seed
@@ -238,7 +238,7 @@ def _facts(
     )
 
 
-def _block(pairs: Pairs, before: Scored, after: Scored, seed: int) -> dict[str, Any]:
+def _block(pairs: Pairs, before: SplitScores, after: SplitScores, seed: int) -> dict[str, Any]:
     counts = {"pairs": len(pairs), "queries": len(pairs.queries)}
     return {**counts, **scoring.baselines(pairs, seed), "base": before.metrics, "tuned": after.metrics}
 

@@ -10,7 +10,7 @@ from types import FrameType
 log = logging.getLogger("lorry")
 
 
-class StoppedError(Exception):
+class StopRequestedError(Exception):
     """Work that can be done again was given up because a stop was asked for."""
 
 

@@ -341,7 +341,7 @@ def test_columns_that_are_not_recognised(tmp_path, columns, flags):
     with pytest.raises(UserError) as error:
         whole(save(tmp_path, "a.csv", columns))
     assert f"a.csv has {', '.join(columns)}" in error.value.cause
-    assert [word for word in error.value.mend.split() if word.startswith("--")] == flags
+    assert [word for word in error.value.hint.split() if word.startswith("--")] == flags
 
 
 def test_tables_that_are_missing(tmp_path, esci):

@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import somersd
 from sklearn.metrics import ndcg_score
 
-from lorry.evaluation.metrics import METRICS, OFFICIAL_NDCG, compare, evaluate, query_ndcg, undefined
+from lorry.evaluation.metrics import compare, evaluate, query_ndcg, undefined
+from lorry.names import METRICS, OFFICIAL_NDCG
 
 LOG2_3 = np.log2(3)
 

@@ -12,12 +12,13 @@ from lorry.data.pairs import read_channel
 from lorry.data.synthetic import generate
 from lorry.errors import UserError
 from lorry.evaluation.comparison import compare_models
-from lorry.evaluation.metrics import METRICS, OFFICIAL_NDCG, evaluate
+from lorry.evaluation.metrics import evaluate
 from lorry.evaluation.scoring import OFFICIAL_SCORER_GAIN, baselines, embed_all, judge, measure, score
 from lorry.model.encoder import Encoder
-from lorry.model.pretrained import find_base
+from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
-from lorry.signals import StoppedError
+from lorry.names import METRICS, OFFICIAL_NDCG
+from lorry.signals import StopRequestedError
 from lorry.training.losses import batch_loss
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def pairs(shop_pairs, tmp_path_factory):
 @pytest.fixture
 def tiny(tiny_model, pairs):
     """A tiny encoder and the tokenised pairs; of RoBERTa, whose tokenizer cuts words: texts of many lengths."""
-    base = find_base(str(tiny_model("roberta", normalize=False)))
+    base = find_pretrained(str(tiny_model("roberta", normalize=False)))
     texts = tokenize(pairs, base)
     assert (np.diff(texts.lengths) < 0).any()
     return Encoder(base, "fp32", CPU), texts
@@ -66,12 +67,12 @@ def test_the_batch_size_changes_nothing(tiny, batch_size):
 def test_a_stop_ends_it(tiny):
     stop = threading.Event()
     stop.set()
-    with pytest.raises(StoppedError):
+    with pytest.raises(StopRequestedError):
         embed_all(*tiny, 8, stop)
 
 
 def test_dropout_is_off_when_a_model_is_scored(tiny_model, pairs):
-    base = find_base(str(tiny_model("bert")))
+    base = find_pretrained(str(tiny_model("bert")))
     found = []
     for dropout in (0.0, 0.5):
         encoder = Encoder(base, "fp32", CPU)
@@ -87,7 +88,7 @@ def test_dropout_is_off_when_a_model_is_scored(tiny_model, pairs):
 @pytest.mark.parametrize("prompts", [{}, {"query": "query: ", "document": "passage: "}], ids=["no prompts", "prompts"])
 def test_scores_are_those_of_sentence_transformers(tiny_model, kind, pairs, prompts):
     folder = tiny_model(kind, prompts=prompts)
-    base = find_base(str(folder))
+    base = find_pretrained(str(folder))
     found = score(Encoder(base, "fp32", CPU), tokenize(pairs, base), pairs, CONFIG)
     expected = sentence_scores(folder, pairs)
     np.testing.assert_allclose(found.scores, expected, atol=1e-5)
@@ -159,7 +160,7 @@ def test_the_bundled_model_scores_as_in_sentence_transformers(sample, tmp_path):
     for split, pairs in read_channel(sample, PairOptions()).items():
         block = splits[split]
         assert (block["pairs"], block["queries"]) == (len(pairs), len(pairs.queries))
-        expected = measure(pairs, sentence_scores(find_base("bundled").folder, pairs))
+        expected = measure(pairs, sentence_scores(find_pretrained("bundled").folder, pairs))
         assert block["models"]["bundled"] == pytest.approx(expected, abs=1e-3)
         assert block["random"].keys() == block["bm25"].keys() == expected.keys()
         assert expected["ndcg@10"] > block["random"]["ndcg@10"]

@@ -13,8 +13,8 @@ from transformers import AutoModel
 from lorry.config import TrainConfig
 from lorry.errors import UserError
 from lorry.model.encoder import Encoder, choose_precision
-from lorry.model.packing import Ragged
-from lorry.model.pretrained import find_base
+from lorry.model.packing import TokenSequences
+from lorry.model.pretrained import find_pretrained
 from lorry.pipeline import prepare
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": "", "seed": 0}
 
 
 def encoder_of(folder, precision="fp32", max_length=0):
-    return Encoder(find_base(str(folder), max_length), precision, CPU)
+    return Encoder(find_pretrained(str(folder), max_length), precision, CPU)
 
 
 def some_texts(encoder, lengths=LENGTHS, seed=0):
@@ -43,7 +43,7 @@ def some_texts(encoder, lengths=LENGTHS, seed=0):
 
 
 def packed_of(texts):
-    return Ragged(np.concatenate(texts), np.array([len(text) for text in texts]))
+    return TokenSequences(np.concatenate(texts), np.array([len(text) for text in texts]))
 
 
 def fill(weights, seed=1, scale=0.1):

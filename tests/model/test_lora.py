@@ -90,7 +90,7 @@ def test_targets_that_match_nothing_are_an_error_that_lists_what_there_is(tiny_m
     missing = asked.rsplit(",", 1)[-1]
     assert caught.value.cause == f"lora_targets {missing} matches no linear module"
     for name in ("attention.self.query", "attention.self.value", "attention.output.dense", "intermediate.dense"):
-        assert f"encoder.layer.*.{name}" in caught.value.mend
+        assert f"encoder.layer.*.{name}" in caught.value.hint
 
 
 def test_a_model_without_query_key_or_value_is_an_error():

@@ -19,8 +19,8 @@ from lorry.errors import UserError
 from lorry.model import merge as merging
 from lorry.model.encoder import Encoder
 from lorry.model.merge import MergeError
-from lorry.model.packing import Ragged
-from lorry.model.pretrained import find_base
+from lorry.model.packing import TokenSequences
+from lorry.model.pretrained import find_pretrained
 
 CPU = torch.device("cpu")
 PROMISED = {
@@ -66,7 +66,7 @@ def files(folder):
 
 
 def tokenized(folder, texts, prompt=""):
-    base = find_base(str(folder))
+    base = find_pretrained(str(folder))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return [
         np.array(tokenizer(prompt + text, truncation=True, max_length=base.max_length)["input_ids"]) for text in texts
@@ -75,14 +75,14 @@ def tokenized(folder, texts, prompt=""):
 
 def through_lorry(folder, texts, prompt=""):
     ids = tokenized(folder, texts, prompt)
-    packed = Ragged(np.concatenate(ids), np.array([len(text) for text in ids]))
+    packed = TokenSequences(np.concatenate(ids), np.array([len(text) for text in ids]))
     with torch.inference_mode():
-        return Encoder(find_base(str(folder)), "fp32", CPU).embed(packed)
+        return Encoder(find_pretrained(str(folder)), "fp32", CPU).embed(packed)
 
 
 def through_transformers(model, folder, texts, prompt=""):
     """A text at a time, pooled by hand."""
-    base = find_base(str(folder))
+    base = find_pretrained(str(folder))
     pooled = []
     for ids in tokenized(folder, texts, prompt):
         with torch.inference_mode():
@@ -115,7 +115,7 @@ def test_every_library_loads_the_same_model(trained, kind):
 )
 def test_pooling_and_normalisation_go_along(trained, kind, pooling, normalize):
     _, model = trained(kind, pooling=pooling, normalize=normalize)
-    base = find_base(str(model))
+    base = find_pretrained(str(model))
     assert (base.pooling, base.normalize) == (pooling, normalize)
     expected = through_lorry(model, TEXTS)
     same(SentenceTransformer(str(model)).encode(TEXTS), expected)
@@ -140,7 +140,7 @@ def test_every_promised_file_is_there_and_nothing_else(trained, kind):
     _, model = trained(kind)
     assert files(model) - {"special_tokens_map.json"} == PROMISED
     assert not list(model.parent.glob(".lorry-*"))
-    if find_base(str(model)).normalize:
+    if find_pretrained(str(model)).normalize:
         assert (model / "2_Normalize").is_dir()
 
 
@@ -197,14 +197,14 @@ def adapted(tiny_model):
     """An encoder as after training: adapters filled with numbers."""
 
     def make(name="bert", scale=0.2, precision="fp32"):
-        encoder = Encoder(find_base(str(tiny_model(name))), precision, CPU)
+        encoder = Encoder(find_pretrained(str(tiny_model(name))), precision, CPU)
         encoder.add_lora(rank=4, alpha=8.0, dropout=0.0, targets="", seed=0)
         random = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for weight in encoder.adapters().values():
                 weight.copy_(torch.randn(weight.shape, generator=random) * scale)
         ids = tokenized(tiny_model(name), TEXTS)
-        return encoder, Ragged(np.concatenate(ids), np.array([len(text) for text in ids]))
+        return encoder, TokenSequences(np.concatenate(ids), np.array([len(text) for text in ids]))
 
     return make
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lorry.model.attention import lay_out
-from lorry.model.packing import Ragged, split
+from lorry.model.packing import TokenSequences, split
 
 
 def some_lengths(seed):
@@ -14,7 +14,7 @@ def some_lengths(seed):
 
 
 def test_taken_texts_keep_their_tokens():
-    texts = Ragged(np.array([1, 2, 3, 4, 5, 6]), np.array([2, 1, 3]))
+    texts = TokenSequences(np.array([1, 2, 3, 4, 5, 6]), np.array([2, 1, 3]))
     taken = texts.take(np.array([2, 0, 2]))
     assert taken.ids.tolist() == [4, 5, 6, 1, 2, 4, 5, 6]
     assert taken.lengths.tolist() == [3, 2, 3]

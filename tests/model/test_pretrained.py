@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from lorry.errors import UserError
-from lorry.model.pretrained import BUNDLED_ID, BaseModel, find_base
+from lorry.model.pretrained import PretrainedModel, find_pretrained
+from lorry.names import BUNDLED_MODEL_ID
 
 
 @pytest.fixture
@@ -46,7 +47,9 @@ def old(flag, *, dimension=32):
 
 
 def test_a_plain_folder_gets_mean_pooling_and_unit_length(model):
-    assert find_base(str(model)) == BaseModel(str(model), model, "mean", True, "", "", 64, False, {}, "bert")
+    assert find_pretrained(str(model)) == PretrainedModel(
+        str(model), model, "mean", True, "", "", 64, False, {}, "bert"
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,7 @@ def test_a_plain_folder_gets_mean_pooling_and_unit_length(model):
 )
 def test_pooling_in_both_spellings(model, settings, pooling):
     add_sentence_files(model, settings)
-    assert find_base(str(model)).pooling == pooling
+    assert find_pretrained(str(model)).pooling == pooling
 
 
 @pytest.mark.parametrize(
@@ -80,27 +83,27 @@ def test_pooling_in_both_spellings(model, settings, pooling):
 def test_other_poolings_are_refused(model, settings, named):
     add_sentence_files(model, settings)
     with pytest.raises(UserError, match=f"pools by .*{named}.* mean, cls, lasttoken"):
-        find_base(str(model))
+        find_pretrained(str(model))
 
 
 def test_pooling_without_the_prompt_is_refused(model):
     add_sentence_files(model, old("mean_tokens") | {"include_prompt": False})
     with pytest.raises(UserError, match="without its prompt tokens"):
-        find_base(str(model))
+        find_pretrained(str(model))
 
 
 @pytest.mark.parametrize("kind", ["Dense", "LayerNorm", "WeightedLayerPooling"])
 def test_modules_that_lorry_cannot_train_are_refused(model, kind):
     add_sentence_files(model, old("mean_tokens"), ("Transformer", "Pooling", kind))
     with pytest.raises(UserError, match=f"has a sentence_transformers.models.{kind} module"):
-        find_base(str(model))
+        find_pretrained(str(model))
 
 
 def test_normalisation_is_that_of_the_modules(model):
     add_sentence_files(model, old("mean_tokens"), ("Transformer", "Pooling"))
-    assert not find_base(str(model)).normalize
+    assert not find_pretrained(str(model)).normalize
     add_sentence_files(model, old("mean_tokens"))
-    assert find_base(str(model)).normalize
+    assert find_pretrained(str(model)).normalize
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,7 @@ def test_normalisation_is_that_of_the_modules(model):
 )
 def test_prompts(model, prompts, query, text):
     add_sentence_files(model, old("mean_tokens"), prompts=prompts)
-    base = find_base(str(model))
+    base = find_pretrained(str(model))
     assert (base.query_prompt, base.text_prompt) == (query, text)
     assert base.prompts.get("document", "") == text  # where sentence-transformers looks for it in the tuned model
     assert {name: base.prompts[name] for name in prompts or {} if name != "document"} == {
@@ -130,7 +133,7 @@ def test_prompts(model, prompts, query, text):
 )
 def test_the_longest_text(model, own, asked, found):
     add_sentence_files(model, old("mean_tokens"), sentence={"max_seq_length": own, "do_lower_case": False})
-    assert find_base(str(model), asked).max_length == found
+    assert find_pretrained(str(model), asked).max_length == found
 
 
 @pytest.mark.parametrize(("own", "found"), [(20, 20), (1_000_000_000_000_000_019_884_624_838_656, 64)])
@@ -138,7 +141,7 @@ def test_the_longest_text_as_the_tokenizer_has_it(model, own, found):
     add_sentence_files(model, old("mean_tokens"), sentence={})
     settings = json.loads((model / "tokenizer_config.json").read_text())
     write(model / "tokenizer_config.json", settings | {"model_max_length": own})
-    assert find_base(str(model)).max_length == found
+    assert find_pretrained(str(model)).max_length == found
 
 
 def test_long_positions_are_not_used_unasked(model):
@@ -146,21 +149,21 @@ def test_long_positions_are_not_used_unasked(model):
     write(model / "config.json", config | {"max_position_embeddings": 8192})
     settings = json.loads((model / "tokenizer_config.json").read_text())
     write(model / "tokenizer_config.json", settings | {"model_max_length": 8192})
-    assert find_base(str(model)).max_length == 512
-    assert find_base(str(model), 2000).max_length == 2000
+    assert find_pretrained(str(model)).max_length == 512
+    assert find_pretrained(str(model), 2000).max_length == 2000
 
 
 def test_a_text_longer_than_the_model_is_refused(tiny_model, kind):
     folder = str(tiny_model(kind))
-    assert find_base(folder, 64).max_length == 64
+    assert find_pretrained(folder, 64).max_length == 64
     with pytest.raises(UserError, match=r"max_length is 65.*64 positions"):
-        find_base(folder, 65)
+        find_pretrained(folder, 65)
 
 
 @pytest.mark.parametrize("lower", [True, False])
 def test_lower_case(model, lower):
     add_sentence_files(model, old("mean_tokens"), sentence={"max_seq_length": 20, "do_lower_case": lower})
-    assert find_base(str(model)).lower_case == lower
+    assert find_pretrained(str(model)).lower_case == lower
 
 
 def test_what_sentence_transformers_saves_today_is_read(tiny_model, tmp_path):
@@ -172,8 +175,8 @@ def test_what_sentence_transformers_saves_today_is_read(tiny_model, tmp_path):
             source = tiny_model("bert", pooling=pooling, normalize=normalize, prompts=prompts, max_length=24)
             target = tmp_path / f"{pooling}-{normalize}"
             SentenceTransformer(str(source)).save(str(target))
-            found = find_base(str(target))
-            assert found == BaseModel(
+            found = find_pretrained(str(target))
+            assert found == PretrainedModel(
                 str(target), target, pooling, normalize, "query: ", "document: ", 24, False, prompts, "bert"
             )
 
@@ -181,13 +184,13 @@ def test_what_sentence_transformers_saves_today_is_read(tiny_model, tmp_path):
 def test_no_config_is_an_error(model):
     (model / "config.json").unlink()
     with pytest.raises(UserError, match=r"has no config\.json"):
-        find_base(str(model))
+        find_pretrained(str(model))
 
 
 def test_no_safetensors_is_an_error(model):
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"no safetensors weights.*save_pretrained"):
-        find_base(str(model))
+        find_pretrained(str(model))
 
 
 @pytest.mark.parametrize(
@@ -197,19 +200,19 @@ def test_a_broken_file_is_named(model, name):
     add_sentence_files(model, old("mean_tokens"))
     write(model / name, '{"half": ')
     with pytest.raises(UserError) as caught:
-        find_base(str(model))
+        find_pretrained(str(model))
     assert str(model / name) in caught.value.cause
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nowhere", "a/b/c"])
 def test_a_folder_that_is_not_there(name):
     with pytest.raises(UserError, match=f"there is no model folder {name}"):
-        find_base(name)
+        find_pretrained(name)
 
 
 def test_a_hub_model_that_is_not_here_and_cannot_be_fetched(tmp_path):
     """In a process of its own: the libraries read HF_HUB_OFFLINE once."""
-    code = "from lorry.model.pretrained import find_base; find_base('someone/some-model')"
+    code = "from lorry.model.pretrained import find_pretrained; find_pretrained('someone/some-model')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
@@ -224,12 +227,12 @@ def test_a_hub_model_that_is_not_here_and_cannot_be_fetched(tmp_path):
 
 def test_a_name_that_the_hub_cannot_have():
     with pytest.raises(UserError, match="'no such model!' is neither a folder nor a Hub id"):
-        find_base("no such model!")
+        find_pretrained("no such model!")
 
 
 def test_the_bundled_model():
-    base = find_base("bundled")
-    assert base.name == BUNDLED_ID
+    base = find_pretrained("bundled")
+    assert base.name == BUNDLED_MODEL_ID
     assert (base.pooling, base.normalize, base.max_length) == ("mean", True, 256)
     assert (base.query_prompt, base.text_prompt) == ("", "")
 
@@ -237,4 +240,4 @@ def test_the_bundled_model():
 def test_the_bundled_model_is_not_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"not installed.*lorry\[bundled\]"):
-        find_base("bundled")
+        find_pretrained("bundled")

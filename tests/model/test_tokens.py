@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from lorry.config import PairOptions
 from lorry.data.pairs import read_channel
 from lorry.errors import UserError
-from lorry.model.pretrained import find_base
+from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import load_tokenizer, tokenize
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def written(cache):
 
 @pytest.mark.parametrize("max_length", [0, 8, 3])
 def test_tokens_are_those_of_the_models_own_tokenizer(tiny_model, kind, pairs, tmp_path, max_length):
-    base = find_base(str(tiny_model(kind)), max_length)
+    base = find_pretrained(str(tiny_model(kind)), max_length)
     texts = tokenize(pairs, base, tmp_path / "cache")
     assert ids(texts) == expected(pairs, base)
     assert texts.lengths.max() == base.max_length
@@ -67,7 +67,7 @@ def test_tokens_are_those_of_the_models_own_tokenizer(tiny_model, kind, pairs, t
 
 
 def test_queries_come_first_and_every_text_is_there_once(tiny_model, pairs, tmp_path):
-    texts = tokenize(pairs, find_base(str(tiny_model("bert"))), tmp_path / "cache")
+    texts = tokenize(pairs, find_pretrained(str(tiny_model("bert"))), tmp_path / "cache")
     assert texts.queries == 3
     assert len(texts) == 3 + 5
     assert texts.lengths.tolist() == [len(text) for text in ids(texts)]
@@ -76,7 +76,7 @@ def test_queries_come_first_and_every_text_is_there_once(tiny_model, pairs, tmp_
 
 def test_prompts_reach_the_tokens(tiny_model, pairs, tmp_path):
     prompts = {"query": "search: ", "document": "passage: "}
-    base = find_base(str(tiny_model("bert", prompts=prompts)))
+    base = find_pretrained(str(tiny_model("bert", prompts=prompts)))
     texts = ids(tokenize(pairs, base, tmp_path / "cache"))
     assert texts == expected(pairs, base)
     search, passage = (AutoTokenizer.from_pretrained(base.folder)(word)["input_ids"][1:3] for word in prompts.values())
@@ -92,7 +92,7 @@ def test_lower_case_is_that_of_sentence_transformers(tiny_model, pairs, tmp_path
     found = {}
     for lower in (True, False):
         (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 64, "do_lower_case": lower}))
-        base = find_base(str(folder))
+        base = find_pretrained(str(folder))
         found[lower] = ids(tokenize(pairs, base, tmp_path / "cache"))
         tokenizer = SentenceTransformer(str(folder)).tokenizer
         strings = [*("Query: " + text for text in pairs.queries.to_pylist()), *pairs.texts.to_pylist()]
@@ -101,7 +101,7 @@ def test_lower_case_is_that_of_sentence_transformers(tiny_model, pairs, tmp_path
 
 
 def test_a_second_call_tokenises_nothing(tiny_model, pairs, tmp_path):
-    base = find_base(str(tiny_model("bert")))
+    base = find_pretrained(str(tiny_model("bert")))
     first = tokenize(pairs, base, tmp_path / "cache")
     before = written(tmp_path / "cache")
     second = tokenize(pairs, base, tmp_path / "cache")
@@ -111,7 +111,7 @@ def test_a_second_call_tokenises_nothing(tiny_model, pairs, tmp_path):
 
 
 def test_equal_pairs_from_other_files_are_found_too(tiny_model, pairs, tmp_path):
-    base = find_base(str(tiny_model("bert")))
+    base = find_pretrained(str(tiny_model("bert")))
     tokenize(pairs, base, tmp_path / "cache")
     before = written(tmp_path / "cache")
     tokenize(read(tmp_path / "again", ROWS), base, tmp_path / "cache")
@@ -119,12 +119,12 @@ def test_equal_pairs_from_other_files_are_found_too(tiny_model, pairs, tmp_path)
 
 
 def test_other_texts_tokenizer_length_prompt_or_case_are_tokenised_anew(tiny_model, pairs, tmp_path):
-    base = find_base(str(tiny_model("bert")))
+    base = find_pretrained(str(tiny_model("bert")))
     other_text = read(tmp_path / "other", [*ROWS[:-1], ("zebra", "naive 漢字 ok", "S")])
     runs = [
         (pairs, base),
         (other_text, base),
-        (pairs, find_base(str(tiny_model("mpnet")))),
+        (pairs, find_pretrained(str(tiny_model("mpnet")))),
         (pairs, replace(base, max_length=8)),
         (pairs, replace(base, query_prompt="query: ")),
         (pairs, replace(base, text_prompt="query: ")),
@@ -136,7 +136,7 @@ def test_other_texts_tokenizer_length_prompt_or_case_are_tokenised_anew(tiny_mod
 
 
 def test_what_a_killed_run_left_behind_does_no_harm(tiny_model, pairs, tmp_path):
-    base = find_base(str(tiny_model("bert")))
+    base = find_pretrained(str(tiny_model("bert")))
     whole = tokenize(pairs, base, tmp_path / "whole")
     (name,) = (path.name for path in (tmp_path / "whole").iterdir())
     half = tmp_path / "cache" / "writing-abc" / "tokens"
@@ -149,12 +149,12 @@ def test_what_a_killed_run_left_behind_does_no_harm(tiny_model, pairs, tmp_path)
 
 def test_the_cache_lies_where_lorry_cache_says(tiny_model, pairs, tmp_path, monkeypatch):
     monkeypatch.setenv("LORRY_CACHE", str(tmp_path / "here"))
-    tokenize(pairs, find_base(str(tiny_model("bert"))))
+    tokenize(pairs, find_pretrained(str(tiny_model("bert"))))
     assert [path.name[:7] for path in (tmp_path / "here").iterdir()] == ["tokens-"]
 
 
 def test_texts_are_taken_in_the_order_asked_for(tiny_model, pairs, tmp_path):
-    texts = tokenize(pairs, find_base(str(tiny_model("bert"))), tmp_path / "cache")
+    texts = tokenize(pairs, find_pretrained(str(tiny_model("bert"))), tmp_path / "cache")
     rows = np.array([6, 0, 7, 3, 0, 2])
     taken = texts.take(rows)
     pieces = np.split(taken.ids, np.cumsum(taken.lengths)[:-1])
@@ -167,7 +167,7 @@ def test_a_folder_without_a_tokenizer_is_an_error(tiny_model, kind, tmp_path):
     for path in folder.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(UserError, match=r"has no tokenizer files|tokenizer of .* cannot be loaded"):
-        load_tokenizer(find_base(str(folder)))
+        load_tokenizer(find_pretrained(str(folder)))
 
 
 def test_a_vocabulary_without_tokenizer_json_will_do(tiny_model, pairs, tmp_path):
@@ -177,12 +177,12 @@ def test_a_vocabulary_without_tokenizer_json_will_do(tiny_model, pairs, tmp_path
     (folder / "vocab.txt").write_text("\n".join(sorted(vocabulary, key=vocabulary.get)))
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    whole = tokenize(pairs, find_base(str(tiny_model("bert"))), tmp_path / "cache")
-    assert ids(tokenize(pairs, find_base(str(folder), 64), tmp_path / "cache")) == ids(whole)
+    whole = tokenize(pairs, find_pretrained(str(tiny_model("bert"))), tmp_path / "cache")
+    assert ids(tokenize(pairs, find_pretrained(str(folder), 64), tmp_path / "cache")) == ids(whole)
 
 
 def test_a_broken_tokenizer_is_an_error(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model("bert"), tmp_path / "model")
     (folder / "tokenizer.json").write_text('{"version": "1.0", "model"')
     with pytest.raises(UserError, match=r"tokenizer of .* cannot be loaded"):
-        load_tokenizer(find_base(str(folder)))
+        load_tokenizer(find_pretrained(str(folder)))

@@ -11,12 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from command import lorry
 from lorry.evaluation import scoring
-from lorry.model.encoder import Encoder
-from lorry.model.packing import Ragged
-from lorry.model.pretrained import find_base
+from lorry.logs import duration
+from lorry.model.encoder import Encoder, choose_precision
+from lorry.model.packing import TokenSequences
+from lorry.model.pretrained import find_pretrained
 from lorry.planning import cost
 from lorry.planning.cost import Tokens
-from lorry.planning.plan import duration, prices
+from lorry.planning.plan import prices
 from test_cli import assert_one_line, rows
 
 
@@ -70,7 +71,8 @@ def test_tokens_of_evaluation_are_what_a_real_run_encodes_beside_its_steps(place
 
 def test_the_plan_names_memory_time_here_and_a_price_for_every_instance(planned):
     assert 0.1 < number(r"memory +([\d.]+) GB", planned) < 100
-    assert re.search(r"time here +\d.*: training \d.*, evaluation \d.* \(CPU, 1 threads, fp32\)", planned)
+    precision = choose_precision("auto", torch.device("cpu"))
+    assert re.search(rf"time here +\d.*: training \d.*, evaluation \d.* \(CPU, 1 threads, {precision}\)", planned)
     for instance in cost.INSTANCES:
         assert number(rf"{re.escape(instance.name)} .*\$([\d.]+)", planned) > 0
     assert "Lorry was not timed on these GPUs" in planned
@@ -92,7 +94,7 @@ def test_a_model_that_cannot_be_packed_is_planned_too(place, tiny_model):
 
 
 def encoder_of(folder, rank=0):
-    encoder = Encoder(find_base(str(folder)), "fp32", torch.device("cpu"))
+    encoder = Encoder(find_pretrained(str(folder)), "fp32", torch.device("cpu"))
     if rank:
         encoder.add_lora(rank=rank, alpha=16, dropout=0, targets="", seed=0)
     return encoder
@@ -113,7 +115,7 @@ def test_the_products_are_those_that_torch_counts(kind, tiny_model):
     """One text at a time, so that nothing is padded; torch's counter sees what really runs."""
     encoder = encoder_of(tiny_model(kind))
     for length in (16, 32):
-        text = Ragged(np.arange(5, 5 + length), np.array([length]))
+        text = TokenSequences(np.arange(5, 5 + length), np.array([length]))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             encoder.embed(text)
         expected = cost.products_of(encoder.model).encoding(Tokens(length, length**2))

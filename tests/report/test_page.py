@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 
 from lorry.config import TrainConfig, as_dict
 from lorry.data.pairs import Health, Pairs
-from lorry.evaluation.metrics import METRICS, evaluate
+from lorry.evaluation.metrics import evaluate
+from lorry.names import METRICS
 from lorry.report.page import (
     QueryChange,
     ReportFacts,
@@ -107,7 +108,7 @@ def test_page_says_what_happened(tmp_path):
         "The tuned model ranks better than the base model on the test split (90 queries).",
         "nDCG@10 0.7000 → 0.7500 (+0.0500; 95 % interval +0.0400 to +0.0600).",
         "1,200 judged pairs, 90 queries",
-        "1 h 2 min",
+        "1 h 02 min",
         "2.00 GiB",
         "missing text 10 a.csv row 3",
         "saw 0.50 → 0.90 hammer (I) hand saw (E)",

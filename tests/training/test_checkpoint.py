@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from command import lorry
 from lorry.evaluation import scoring
 from lorry.model import tokens
-from lorry.training.progress import Journal
+from lorry.training.progress import TrainingLog
 
 STEPS = 20  # 10 an epoch
 
@@ -66,14 +66,14 @@ class Runs:
 
 def stopped_after(step):
     """Let the process get a SIGTERM while this step is counted."""
-    count = Journal.step
+    count = TrainingLog.step
 
     def ask(self, now, pairs):
         count(self, now, pairs)
         if now == step:
             signal.raise_signal(signal.SIGTERM)
 
-    return mock.patch.object(Journal, "step", ask)
+    return mock.patch.object(TrainingLog, "step", ask)
 
 
 @pytest.fixture

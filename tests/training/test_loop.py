@@ -12,15 +12,15 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import read_channel
-from lorry.data.sampler import Plan
+from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
-from lorry.evaluation.scoring import Scored
+from lorry.evaluation.scoring import SplitScores
 from lorry.model.encoder import Encoder
-from lorry.model.pretrained import find_base
+from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.training.loop import fit, learning_rate
 from lorry.training.losses import batch_loss
-from lorry.training.progress import Journal
+from lorry.training.progress import TrainingLog
 from lorry.training.update import make_batch, update, update_within_memory
 
 LOSSES = ["cosine", "infonce", "cosent", "infonce+cosent"]
@@ -36,7 +36,7 @@ class Ground:
     """A tiny model, its pairs and their tokens."""
 
     def __init__(self, folder, model, write_pairs):
-        self.base = find_base(str(model))
+        self.base = find_pretrained(str(model))
         self.pairs = read_channel(write_pairs(folder / "train"), TrainConfig())["all"]
         self.texts = tokenize(self.pairs, self.base)
         self.accelerator = Accelerator(mixed_precision="no")
@@ -64,11 +64,11 @@ class Ground:
         return float(loss), {name: weight.grad.clone() for name, weight in encoder.adapters().items()}
 
     def fit(self, encoder, config):
-        plan = Plan(self.pairs.query, config.batch_size, config.epochs, config.seed)
-        journal = Journal(plan.steps)
+        plan = BatchSampler(self.pairs.query, config.batch_size, config.epochs, config.seed)
+        journal = TrainingLog(plan.steps)
         progress = fit(
             encoder, self.texts, self.pairs, config, accelerator=self.accelerator, journal=journal, plan=plan,
-            validate=lambda: Scored(np.zeros(1), {}, 0.0),
+            validate=lambda: SplitScores(np.zeros(1), {}, 0.0),
         )  # fmt: skip
         return progress, [line for line in journal.lines if "loss" in line]
 
@@ -146,7 +146,7 @@ def test_the_loss_curve_is_that_of_a_padded_loop(ground):
         weights[name].data.copy_(weight)
     _, lines = ground.fit(encoder, config)
 
-    plan = Plan(ground.pairs.query, config.batch_size, config.epochs, config.seed)
+    plan = BatchSampler(ground.pairs.query, config.batch_size, config.epochs, config.seed)
     optimizer = torch.optim.AdamW(weights.values(), lr=config.lr, weight_decay=config.weight_decay)
     losses = []
     for step in range(plan.steps):
@@ -271,7 +271,7 @@ def test_every_step_starts_from_no_gradient(ground, watch):
     """The original script added each step's gradients to those of all steps before."""
     config = TrainConfig(batch_size=40, lr=0.01, max_grad_norm=1e9)
     ground.fit(ground.encoder(config), config)
-    encoder, plan = ground.encoder(config), Plan(ground.pairs.query, 40, 1, config.seed)
+    encoder, plan = ground.encoder(config), BatchSampler(ground.pairs.query, 40, 1, config.seed)
     for step in (0, 3, 5):
         for weight, value in zip(encoder.adapters().values(), watch.weights[step], strict=True):
             weight.data = value.clone()

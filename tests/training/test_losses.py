@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorry.config import TrainConfig
-from lorry.training.losses import Judged, batch_loss, cosent_loss, cosine_loss, infonce_loss
+from lorry.training.losses import PairLabels, batch_loss, cosent_loss, cosine_loss, infonce_loss
 
 
 def close(found, expected):
@@ -111,7 +111,7 @@ def test_cosent_is_finite_where_the_scale_is_large():
     assert cosine.grad.tolist() == [-1000, 1000]
 
 
-JUDGED = Judged(
+JUDGED = PairLabels(
     query_B=torch.tensor([0, 0, 1, 1]),
     text_B=torch.tensor([0, 1, 2, 0]),
     gain_B=torch.tensor([1.0, 0.1, 1.0, 0.0]),
@@ -150,6 +150,6 @@ def test_gradients_are_those_of_finite_differences(name):
 def test_a_pair_of_one_direction_has_a_finite_gradient(name):
     """Identical embeddings of query and text, as with equal strings."""
     one = torch.tensor([[1 / sqrt(2), 1 / sqrt(2)]], requires_grad=True)
-    judged = Judged(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.0]), torch.tensor([True]))
+    judged = PairLabels(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.0]), torch.tensor([True]))
     batch_loss(TrainConfig(loss=name), one, one, judged).backward()
     assert torch.isfinite(one.grad).all()

@@ -7,7 +7,7 @@ import torch
 from lorry.config import TrainConfig
 from lorry.data.pairs import read_channel
 from lorry.model.encoder import Encoder
-from lorry.model.pretrained import find_base
+from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.training import memory
 
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, tiny_model, shop_pairs):
     pairs = read_channel(shop_pairs(tmp_path_factory.mktemp("shop")), TrainConfig())["all"]
-    base = find_base(str(tiny_model("bert")))
+    base = find_pretrained(str(tiny_model("bert")))
     encoder = Encoder(base, "fp32", CPU)
     encoder.add_lora(rank=4, alpha=8.0, dropout=0.0, targets="", seed=0)
     return encoder, tokenize(pairs, base)
@@ -36,7 +36,7 @@ def test_what_a_pass_keeps_grows_with_its_tokens(model):
 
 def test_half_precision_keeps_about_half(model, tiny_model):
     encoder, texts = model
-    half = Encoder(find_base(str(tiny_model("bert"))), "bf16", CPU)
+    half = Encoder(find_pretrained(str(tiny_model("bert"))), "bf16", CPU)
     half.add_lora(rank=4, alpha=8.0, dropout=0.0, targets="", seed=0)
     kept = [memory.bytes_kept(each, texts, np.arange(100)) for each in (half, encoder)]
     assert 0.4 < kept[0] / kept[1] < 0.75

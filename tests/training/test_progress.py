@@ -8,7 +8,7 @@ import re
 import pytest
 
 from lorry.aws.submit import METRIC_DEFINITIONS
-from lorry.training.progress import Journal
+from lorry.training.progress import TrainingLog
 
 METRICS = {"ndcg@10": 0.9123, "spearman": -0.25}
 
@@ -42,7 +42,7 @@ def tell(journal, *, first=0):
 
 
 def test_lines_are_found_by_the_metric_definitions_of_the_post_and_of_a_job(said):
-    tell(Journal(10))
+    tell(TrainingLog(10))
     log = said.getvalue()
     assert re.findall(r"training loss ([0-9\.]+)", log) == ["0.3000", "0.1500"]
     assert re.findall(r"eval loss ([0-9\.]+)", log) == ["0.0625"]
@@ -58,7 +58,7 @@ def test_lines_are_found_by_the_metric_definitions_of_the_post_and_of_a_job(said
 
 
 def test_a_line_of_json_is_kept_for_every_logged_step(said, tmp_path):
-    journal = Journal(10)
+    journal = TrainingLog(10)
     tell(journal)
     journal.write(tmp_path / "training.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
@@ -75,7 +75,7 @@ def test_a_line_of_json_is_kept_for_every_logged_step(said, tmp_path):
 def test_a_terminal_gets_a_bar_and_the_same_lines(said, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    tell(Journal(10))
+    tell(TrainingLog(10))
     assert "training: 100%" in terminal.getvalue()
     assert "10/10" in terminal.getvalue()
     assert re.findall(r"^step=\d+/10; .*(training|eval) loss ([0-9.]+);", said.getvalue(), re.MULTILINE) == [
@@ -91,7 +91,7 @@ def test_a_line_does_not_tear_the_bar(said, monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setattr(logging.getLogger("lorry"), "handlers", [logging.StreamHandler(terminal)])
-    tell(Journal(10))
+    tell(TrainingLog(10))
     before, _, after = terminal.getvalue().partition("step=5/10;")
     assert re.search(r"\r *\r$", before)
     assert "training: " in before
@@ -101,7 +101,7 @@ def test_a_line_does_not_tear_the_bar(said, monkeypatch):
 def test_time_left_and_speed_count_from_where_a_continued_run_began(said, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    journal = Journal(20)
+    journal = TrainingLog(20)
     journal.start(10)
     for step in range(11, 16):
         now[0] += 2

@@ -113,7 +113,7 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         UserError: The archive is unsafe or damaged.
     """
-    mend = "Do not use it; look at how it came to be in the bucket."
+    hint = "Do not use it; look at how it came to be in the bucket."
     limit = min(shutil.disk_usage(folder).free, max(SMALL_BYTES, MAX_RATIO * archive.stat().st_size))
     try:
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream) as tar:
@@ -122,20 +122,20 @@ def unpack(archive: Path, folder: Path) -> None:
             for member in tar:
                 fault = _fault(member)
                 if fault:
-                    raise UserError(f"unsafe archive: {member.name!r} {fault}", mend)
+                    raise UserError(f"unsafe archive: {member.name!r} {fault}", hint)
                 members.append(member)
                 total += member.size
                 if total > limit or len(members) > MAX_MEMBERS:
                     raise UserError(
                         f"the archive unpacks to more than {limit:,} bytes or {MAX_MEMBERS:,} files",
-                        f"Make room on the disk if it is short; otherwise: {mend}",
+                        f"Make room on the disk if it is short; otherwise: {hint}",
                     )
             while stream.read(1 << 20):
                 pass  # up to the checksum, which tarfile would leave unread
             for member in members:
                 tar.extract(member, folder, filter="data")
     except tarfile.FilterError as error:
-        raise UserError(f"unsafe archive: {error}", mend) from error
+        raise UserError(f"unsafe archive: {error}", hint) from error
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"the archive is damaged: {error}", "Fetch it again.") from error
 

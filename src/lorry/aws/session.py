@@ -58,7 +58,7 @@ def errors(doing: str) -> Iterator[None]:
 
 
 def explain(error: Exception, doing: str) -> UserError:
-    """Return `error`, raised by boto3 while `doing` something, as one line with the mend."""
+    """Return `error`, raised by boto3 while `doing` something, as one line with the hint."""
     if isinstance(error, boto3.exceptions.Boto3Error):  # a transfer's error wraps the client's
         error = error.__context__ if isinstance(error.__context__, aws.ClientError) else error
     if isinstance(error, aws.ClientError):
@@ -97,21 +97,21 @@ def _shorten(message: str) -> str:
 def _quota(_doing: str, message: str) -> UserError:
     found = re.search(r"service limit '([^']+)'", message)
     asked = f'"{found[1]}"' if found else "the one it names"
-    mend = f"Ask for more of {asked} in the console: Service Quotas, Amazon SageMaker; or give another --instance_type."
-    return UserError(f"quota exceeded: {message}", mend)
+    hint = f"Ask for more of {asked} in the console: Service Quotas, Amazon SageMaker; or give another --instance_type."
+    return UserError(f"quota exceeded: {message}", hint)
 
 
 def _invalid(doing: str, message: str) -> UserError:
-    mend = "Correct the option that it names."
+    hint = "Correct the option that it names."
     if "resource not found" in message.lower():
-        mend = "Check the name and --region; `aws sagemaker list-training-jobs` lists what there is."
+        hint = "Check the name and --region; `aws sagemaker list-training-jobs` lists what there is."
     elif "assume" in message.lower():
-        mend = "Let sagemaker.amazonaws.com assume the role: examples/iam-role-trust.json is the trust policy."
+        hint = "Let sagemaker.amazonaws.com assume the role: examples/iam-role-trust.json is the trust policy."
     elif "s3" in message.lower():
-        mend = "Check the S3 URI, and that the role may read it (examples/iam-role-policy.json)."
+        hint = "Check the S3 URI, and that the role may read it (examples/iam-role-policy.json)."
     elif "image" in message.lower() or "repository" in message.lower():
-        mend = "Give --image the URI that ./build_and_push.sh printed, from the job's own region."
-    return UserError(f"{doing}: {message}", mend)
+        hint = "Give --image the URI that ./build_and_push.sh printed, from the job's own region."
+    return UserError(f"{doing}: {message}", hint)
 
 
 _ANSWERS: tuple[tuple[set[str], Callable[[str, str], UserError]], ...] = (

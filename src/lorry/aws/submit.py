@@ -14,16 +14,15 @@ from lorry.aws.s3 import files_in, split_uri, upload
 from lorry.aws.session import client, code, errors, session
 from lorry.config import CONTAINER_PATHS, JobOptions, TrainConfig, from_strings
 from lorry.errors import UserError
+from lorry.names import CHANNELS, METRICS
 
 log = logging.getLogger("lorry")
 
-CHANNELS = ("train", "validation", "test", "model")
 # SageMaker refuses a volume key for instances with disks of their own (g4dn, g5, p4d, ...), which encrypt in hardware.
 EBS_ONLY = re.compile(r"ml\.(t3|[mcr][45]|c5n|[mcr][67]i|p[23])\.")
 
 _S3_URI = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?"
 _NUMBER = r"(-?[0-9.]+(?:e[+-]?[0-9]+)?)"
-_METRICS = ("ndcg@10", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy")
 
 METRIC_DEFINITIONS: list[dict[str, str]] = [
     {"Name": "train:loss", "Regex": f"training loss {_NUMBER}"},
@@ -34,7 +33,7 @@ METRIC_DEFINITIONS: list[dict[str, str]] = [
         {"Name": f"{split}:{scorer}:{metric}", "Regex": f"{split}:{scorer}:{metric}={_NUMBER};"}
         for split in ("validation", "test")
         for scorer in ("base", "tuned")
-        for metric in _METRICS
+        for metric in METRICS
     ),
 ]
 """What SageMaker reads from the log lines; it allows 40. The same as `examples/metric_definitions.json`."""
@@ -84,10 +83,10 @@ def check(options: JobOptions, hyperparameters: dict[str, str]) -> None:
         "instance_type": (r"ml\.[-a-z0-9]+\.[-a-z0-9]+", "Give a SageMaker type such as ml.g4dn.xlarge."),
         "job_name": (r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", "Give up to 63 letters, digits and hyphens."),
     }
-    for name, (pattern, mend) in rules.items():
+    for name, (pattern, hint) in rules.items():
         value = getattr(options, name)
         if value and not re.fullmatch(pattern, value):
-            raise UserError(f"--{name} is {value!r}", mend)
+            raise UserError(f"--{name} is {value!r}", hint)
     for channel in CHANNELS:
         source = getattr(options, channel)
         if source.lower().startswith("s3:"):
@@ -161,8 +160,8 @@ def _check_hyperparameters(options: JobOptions, hyperparameters: dict[str, str])
     if Path(base).is_dir() and not base.startswith("/opt/"):
         raise UserError(f"pretrained_model {base} is a folder here, not in the job", f"Upload it: --model {base}.")
     if options.network_isolation and base != "bundled" and not base.startswith("/"):
-        mend = "Give the model as --model s3://... (or a folder), or take --pretrained_model bundled."
-        raise UserError(f"pretrained_model {base} cannot be downloaded under network_isolation", mend)
+        hint = "Give the model as --model s3://... (or a folder), or take --pretrained_model bundled."
+        raise UserError(f"pretrained_model {base} cannot be downloaded under network_isolation", hint)
 
 
 def _check_combinations(options: JobOptions) -> None:
@@ -184,8 +183,8 @@ def _check_bucket(s3: Any, uri: str, region: str) -> None:
             found = s3.head_bucket(Bucket=bucket)
         except ClientError as error:
             if code(error) == "404":
-                mend = f"Create it (`aws s3 mb s3://{bucket} --region {region}`) or correct {uri}."
-                raise UserError(f"there is no bucket {bucket}", mend) from error
+                hint = f"Create it (`aws s3 mb s3://{bucket} --region {region}`) or correct {uri}."
+                raise UserError(f"there is no bucket {bucket}", hint) from error
             if code(error) == "403":
                 return  # only listing may be denied; the role's rights count, and an upload says what it lacks
             raise

@@ -32,13 +32,14 @@ from typing import Any
 from lorry.config import TrainConfig, add_options, from_strings
 from lorry.errors import UserError
 from lorry.hardware import check_gpu, has_network, let_waiting_threads_sleep
+from lorry.logs import configure_logging
+from lorry.names import CHANNELS
 from lorry.signals import stop_on_signals
 
 log = logging.getLogger("lorry")
 
 ROOT = "/opt/ml"
 CONFIG_FILES = ("hyperparameters.json", "inputdataconfig.json", "resourceconfig.json")
-CHANNELS = ("train", "validation", "test", "model")
 OTHER_NAMES = {"training": "train"}
 # Variables of this name that other parts of the project read.
 NOT_HYPERPARAMETERS = {"LORRY_CACHE", "LORRY_DATA", "LORRY_REGISTRY", "LORRY_REVISION"}
@@ -79,7 +80,7 @@ def main() -> None:
     """Run the job for SageMaker's toolkit, which finds this function in SAGEMAKER_TRAINING_MODULE.
 
     Raises:
-        ClientError: The user can mend it; the toolkit shows it in one line. Whatever else is raised it shows in full.
+        ClientError: The user can fix it; the toolkit shows it in one line. Whatever else is raised it shows in full.
     """
     from sagemaker_training.errors import ClientError
 
@@ -94,10 +95,8 @@ def run_job() -> None:
     """Read the job, train, and leave the reason in the failure file where that fails.
 
     Raises:
-        UserError: Something that the user can mend.
+        UserError: Something that the user can fix.
     """
-    from lorry.cli import configure_logging
-
     configure_logging()
     root = _root()
     stop = _stop()
@@ -214,9 +213,9 @@ def find_model(channel: Path) -> Path:
 
 
 def user_failure(error: UserError) -> str:
-    """Return what the failure file says of a user's mistake: the cause cut short before the mend is lost."""
+    """Return what the failure file says of a user's mistake: the cause cut short before the hint is lost."""
     text = str(error)
-    return text if len(text) <= FAILURE_LIMIT else f"{error.cause[: FAILURE_LIMIT - len(error.mend) - 3]}… {error.mend}"
+    return text if len(text) <= FAILURE_LIMIT else f"{error.cause[: FAILURE_LIMIT - len(error.hint) - 3]}… {error.hint}"
 
 
 def crash_failure(error: Exception) -> str:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from lorry.config import PairOptions
 from lorry.data.cleaning import clean
 from lorry.data.files import map_column, read_batches, spool
-from lorry.data.schema import Source, find_layout
+from lorry.data.schema import Source, find_schema
 from lorry.errors import UserError
+from lorry.names import SPLITS
 
-SPLITS = ("train", "validation", "test")
 BUCKET_BYTES = 128 << 20  # of a column whose distinct strings are found at once
 
 
@@ -83,11 +83,11 @@ def read_tables(folder: Path, options: PairOptions) -> Channel:
     Raises:
         UserError: A file or a column is not as it should be, or the filters leave no row.
     """
-    layout = find_layout(folder, options)
+    schema = find_schema(folder, options)
     broken = _Broken()
     with tempfile.TemporaryDirectory(prefix="lorry-") as scratch:
         judgements, queries, products = (
-            _load(table, Path(scratch) / f"{number}.arrow", broken) for number, table in enumerate(layout.tables)
+            _load(table, Path(scratch) / f"{number}.arrow", broken) for number, table in enumerate(schema.tables)
         )
         wanted = _wanted(folder, judgements, options)
         return Channel(
@@ -95,7 +95,7 @@ def read_tables(folder: Path, options: PairOptions) -> Channel:
             text=_resolve("text", judgements, products, ["product_id", "locale"]),
             label=_encode(judgements["label"]),
             splits=_splits(judgements, wanted),
-            sources=[[source.path.name for source in table] for table in layout.tables],
+            sources=[[source.path.name for source in table] for table in schema.tables],
             ends=judgements.ends,
             broken=broken.count,
             broken_examples=broken.examples,

@@ -145,12 +145,12 @@ def _reading(path: Path) -> Iterator[None]:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error, UnicodeDecodeError) or "utf8" in said.lower().replace("-", ""):
             raise UserError(f"{path} is not UTF-8{_first_bad_byte(path)}", "Save it as UTF-8.") from error
-        mend = "Is the file whole and of the kind its name says?"
+        hint = "Is the file whole and of the kind its name says?"
         if "from object to array" in said:
-            mend = "Write one JSON object a line (JSON lines), not one list."
+            hint = "Write one JSON object a line (JSON lines), not one list."
         elif "straddling" in said:
-            mend = f"A row is longer than {BLOCK_BYTES >> 20} MB, or a quotation mark is never closed."
-        raise UserError(f"cannot read {path}: {said}", mend) from error
+            hint = f"A row is longer than {BLOCK_BYTES >> 20} MB, or a quotation mark is never closed."
+        raise UserError(f"cannot read {path}: {said}", hint) from error
 
 
 def _first_bad_byte(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Judged pairs: from a channel's files to queries, product texts, and what each label is worth.
 
 ESCI as published (two tables) or joined, Home Depot, WANDS (three tables) and tables of your own are all read alike:
-see `layout` for how columns are recognised and `labels` for what labels mean. A row that cannot be used is counted by
+see `schema` for how columns are recognised and `labels` for what labels mean. A row that cannot be used is counted by
 kind and left out. Of several rows with the same query and text the first is kept.
 """
 
@@ -41,12 +41,12 @@ KINDS = (
 )
 CONFLICT, REPEATED = KINDS.index("conflicting duplicate"), KINDS.index("repeated")
 BROKEN = "wrong number of cells"  # such a row never gets as far as to have a code
-MENDS = {
+HINTS = {
     "unknown query id": "Put the missing queries into the table of queries.",
-    "missing query": "Name another column, --query_column NAME, or mend the rows.",
+    "missing query": "Name another column, --query_column NAME, or correct the rows.",
     "unknown product": "Put the missing products into the table of products (same id and locale).",
-    "missing text": "Name other columns, --text_columns NAME,NAME, or mend the rows.",
-    "missing label": "Name another column, --label_column NAME, or mend the rows.",
+    "missing text": "Name other columns, --text_columns NAME,NAME, or correct the rows.",
+    "missing label": "Name another column, --label_column NAME, or correct the rows.",
     "unknown label": "Say what each label is worth: --label_map good=1,fair=0.5,bad=0",
     "conflicting duplicate": "Keep one label for each query and text.",
     BROKEN: "Put quotation marks round cells that hold the separator, or save as parquet.",
@@ -289,7 +289,7 @@ def _refuse_if_bad(folder: Path, health: Health) -> None:
         return
     worst = sorted(bad, key=lambda kind: -bad[kind])
     kinds = "; ".join(f"{bad[kind]:,} {kind} ({health.examples[kind][0]})" for kind in worst)
-    raise UserError(f"{sum(bad.values()):,} of {health.rows:,} rows of {folder} are bad: {kinds}", MENDS[worst[0]])
+    raise UserError(f"{sum(bad.values()):,} of {health.rows:,} rows of {folder} are bad: {kinds}", HINTS[worst[0]])
 
 
 def _log(folder: Path, name: str, pairs: Pairs) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 
 @dataclass
-class Plan:
+class BatchSampler:
     """The order of a training run.
 
     Args:

@@ -38,7 +38,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Schema:
     """What the files of a channel are; `queries` and `products` are empty where the judgements hold them already."""
 
     judgements: list[Source]
@@ -51,7 +51,7 @@ class Layout:
         return self.judgements, self.queries, self.products
 
 
-def find_layout(folder: Path, options: PairOptions) -> Layout:
+def find_schema(folder: Path, options: PairOptions) -> Schema:
     """Look at the columns of every file of a channel and tell what each is.
 
     Raises:
@@ -60,7 +60,7 @@ def find_layout(folder: Path, options: PairOptions) -> Layout:
     """
     files = {path: column_names(path) for path in list_files(folder)}
     _check_wanted(folder, list(dict.fromkeys(name for names in files.values() for name in names)), options)
-    layout = Layout([], [], [])
+    schema = Schema([], [], [])
     seen: dict[str, list[str]] = {}
     for path, columns in files.items():
         found = _recognise(columns, options)
@@ -68,15 +68,15 @@ def find_layout(folder: Path, options: PairOptions) -> Layout:
         if "label" in found and found.keys() & {"query", "query_id"} and found.keys() & {"text", "product_id"}:
             needless = {"query_id"} if "query" in found else set()
             needless |= {"product_id"} if "text" in found else set()
-            layout.judgements.append(Source(path, {key: found[key] for key in found if key not in needless}))
+            schema.judgements.append(Source(path, {key: found[key] for key in found if key not in needless}))
         elif {"query", "query_id"} <= found.keys():
-            layout.queries.append(Source(path, {key: found[key] for key in ("query", "query_id")}))
+            schema.queries.append(Source(path, {key: found[key] for key in ("query", "query_id")}))
         elif "text" in found and (product_id := found.get("product_id") or _recognise_id(columns)):
             locale = {"locale": found["locale"]} if "locale" in found else {}
-            layout.products.append(Source(path, {"text": found["text"], "product_id": product_id, **locale}))
-    if not layout.judgements:
+            schema.products.append(Source(path, {"text": found["text"], "product_id": product_id, **locale}))
+    if not schema.judgements:
         _refuse(folder, files, seen)
-    return _only_needed(folder, layout)
+    return _only_needed(folder, schema)
 
 
 def _recognise(columns: Sequence[str], options: PairOptions) -> dict[str, list[str]]:
@@ -137,17 +137,17 @@ def _refuse(folder: Path, files: dict[Path, list[str]], seen: dict[str, list[str
     raise UserError(f"{what}: {held}", f"Name it: {' '.join(missing.values())}")
 
 
-def _only_needed(folder: Path, layout: Layout) -> Layout:
+def _only_needed(folder: Path, schema: Schema) -> Schema:
     """Drop tables that the judgements do not refer to; see that those they refer to are there."""
-    kinds = [{"query", "text"} & source.columns.keys() for source in layout.judgements]
-    first = layout.judgements[0].path.name
-    for source, kind in zip(layout.judgements, kinds, strict=True):
+    kinds = [{"query", "text"} & source.columns.keys() for source in schema.judgements]
+    first = schema.judgements[0].path.name
+    for source, kind in zip(schema.judgements, kinds, strict=True):
         if kind != kinds[0]:
             raise UserError(
                 f"{first} and {source.path.name} in {folder} have labels, but not both have query and product text",
                 "Give both the same columns, or keep them in folders of their own.",
             )
-    queries, products = layout.queries, layout.products
+    queries, products = schema.queries, schema.products
     if "query" not in kinds[0] and not queries:
         raise UserError(
             f"{first} has query ids, but {folder} has no table of queries",
@@ -158,7 +158,7 @@ def _only_needed(folder: Path, layout: Layout) -> Layout:
             f"{first} has product ids, but {folder} has no table of products",
             "Put it there (product_id, product_title), or name the columns of the text: --text_columns NAME,NAME",
         )
-    return Layout(layout.judgements, [] if "query" in kinds[0] else queries, [] if "text" in kinds[0] else products)
+    return Schema(schema.judgements, [] if "query" in kinds[0] else queries, [] if "text" in kinds[0] else products)
 
 
 def _shown(columns: Iterable[str]) -> str:

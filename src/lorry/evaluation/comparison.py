@@ -14,8 +14,9 @@ from lorry.errors import UserError
 from lorry.evaluation import metrics, scoring
 from lorry.model import merge
 from lorry.model.encoder import Encoder, choose_precision
-from lorry.model.pretrained import find_base
+from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
+from lorry.names import METRICS
 
 log = logging.getLogger("lorry")
 
@@ -36,7 +37,7 @@ def compare_models(models: list[str], data: Path, output: Path, config: TrainCon
         raise UserError(f"{output} is a folder", "Give a file as --output, e.g. metrics.json.")
     merge.check_output(output.parent, "--output")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bases = {name: find_base(name, config.max_length) for name in models}
+    bases = {name: find_pretrained(name, config.max_length) for name in models}
     splits = {}
     for split, pairs in read_channel(data, config).items():
         scores: dict[str, dict[str, float]] = {}
@@ -58,8 +59,6 @@ def _table(split: str, block: dict[str, Any]) -> str:
     rows = {"random": block["random"], "BM25": block["bm25"], **block["models"]}
     width = max(map(len, rows))
     head = f"{split}: {block['pairs']:,} pairs, {block['queries']:,} queries\n" + " " * width
-    lines = [head + "".join(f"{name:>19}" for name in metrics.METRICS)]
-    lines += [
-        f"{name:<{width}}" + "".join(f"{row[key]:19.4f}" for key in metrics.METRICS) for name, row in rows.items()
-    ]
+    lines = [head + "".join(f"{name:>19}" for name in METRICS)]
+    lines += [f"{name:<{width}}" + "".join(f"{row[key]:19.4f}" for key in METRICS) for name, row in rows.items()]
     return "\n".join(lines)

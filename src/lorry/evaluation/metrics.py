@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lorry.names import METRICS, OFFICIAL_NDCG
+
 CUTOFF = 10
-METRICS = ("ndcg@10", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy")
-OFFICIAL_NDCG = "ndcg@10_official_scorer"
 # Indices drawn at once by the bootstrap: bounds its memory whatever the number of queries.
 _BOOTSTRAP_CELLS = 2_000_000
 

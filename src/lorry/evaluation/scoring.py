@@ -10,20 +10,20 @@ import torch
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
-from lorry.data.sampler import Plan
+from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
 from lorry.evaluation.metrics import evaluate
 from lorry.model.encoder import Encoder
-from lorry.model.tokens import Texts
-from lorry.signals import StoppedError
-from lorry.training.losses import Judged, batch_loss
+from lorry.model.tokens import TokenizedTexts
+from lorry.signals import StopRequestedError
+from lorry.training.losses import PairLabels, batch_loss
 
 # ESCI's official scorer hands trec_eval a table in which substitutes and complements have changed places.
 OFFICIAL_SCORER_GAIN = {"E": 1.0, "S": 0.01, "C": 0.1, "I": 0.0}
 
 
 @dataclass(frozen=True)
-class Scored:
+class SplitScores:
     """What a model makes of a split."""
 
     scores: np.ndarray
@@ -33,7 +33,9 @@ class Scored:
     """Mean training loss over the split's batches."""
 
 
-def embed_all(encoder: Encoder, texts: Texts, batch_size: int, stop: threading.Event | None = None) -> torch.Tensor:
+def embed_all(
+    encoder: Encoder, texts: TokenizedTexts, batch_size: int, stop: threading.Event | None = None
+) -> torch.Tensor:
     """Return the embeddings [n, width] of all texts, fp32, on the CPU.
 
     Args:
@@ -43,26 +45,26 @@ def embed_all(encoder: Encoder, texts: Texts, batch_size: int, stop: threading.E
         stop: Give up when this is set.
 
     Raises:
-        StoppedError: `stop` was set.
+        StopRequestedError: `stop` was set.
     """
     out = torch.empty(len(texts), encoder.width)
     with torch.inference_mode():
         for rows in encoder.split(texts.lengths, most_texts=batch_size):
             if stop is not None and stop.is_set():
-                raise StoppedError
+                raise StopRequestedError
             out[torch.from_numpy(rows)] = encoder.embed(texts.take(rows)).cpu()
     return out
 
 
 def score(
     encoder: Encoder,
-    texts: Texts,
+    texts: TokenizedTexts,
     pairs: Pairs,
     config: TrainConfig,
     stop: threading.Event | None = None,
     *,
     with_loss: bool = False,
-) -> Scored:
+) -> SplitScores:
     """Score every pair by the cosine of its two embeddings and measure the result."""
     all_ND = torch.nn.functional.normalize(embed_all(encoder, texts, config.eval_batch_size, stop), dim=-1)
     query_QD, text_ND = all_ND[: texts.queries], all_ND[texts.queries :]
@@ -77,7 +79,7 @@ def score(
     if not np.isfinite(scores).all():
         raise UserError("the model's similarities are not finite numbers", "Lower lr, or take another precision.")
     loss = _loss(config, query_QD, text_ND, pairs) if with_loss else None
-    return Scored(scores, measure(pairs, scores), loss)
+    return SplitScores(scores, measure(pairs, scores), loss)
 
 
 def measure(pairs: Pairs, scores: np.ndarray) -> dict[str, float]:
@@ -98,7 +100,7 @@ def baselines(pairs: Pairs, seed: int) -> dict[str, dict[str, float]]:
 
 def _loss(config: TrainConfig, query_QD: torch.Tensor, text_ND: torch.Tensor, pairs: Pairs) -> float:
     """Return the training loss, averaged over the pairs of a fixed order of batches."""
-    plan = Plan(pairs.query, config.batch_size, 1, seed=0)
+    plan = BatchSampler(pairs.query, config.batch_size, 1, seed=0)
     total = 0.0
     for step in range(plan.steps):
         rows = plan.batch(step)
@@ -109,9 +111,9 @@ def _loss(config: TrainConfig, query_QD: torch.Tensor, text_ND: torch.Tensor, pa
     return total / max(len(pairs), 1)
 
 
-def judge(pairs: Pairs, rows: np.ndarray, query: np.ndarray, text: np.ndarray, device: torch.device) -> Judged:
+def judge(pairs: Pairs, rows: np.ndarray, query: np.ndarray, text: np.ndarray, device: torch.device) -> PairLabels:
     """Return the labels of these pairs, whose queries and texts are numbered within the batch."""
-    return Judged(
+    return PairLabels(
         torch.from_numpy(query).to(device),
         torch.from_numpy(text).to(device),
         torch.from_numpy(pairs.gain[rows]).to(device),

@@ -50,7 +50,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PackedLayout:
     """Where each of n texts lies in a packed row of T places."""
 
     tokens: np.ndarray
@@ -107,7 +107,7 @@ def _hidden(group: Group, causal: bool, window: int | None) -> Tensor | None:
     return hidden[:, None] if bool(hidden.any()) else None
 
 
-def lay_out(lengths: np.ndarray, device: torch.device, *, line: int = LINE, step: int = STEP) -> Layout:
+def lay_out(lengths: np.ndarray, device: torch.device, *, line: int = LINE, step: int = STEP) -> PackedLayout:
     """Lay texts of these lengths (in tokens, each at least 1) in lines.
 
     Args:
@@ -141,7 +141,7 @@ def lay_out(lengths: np.ndarray, device: torch.device, *, line: int = LINE, step
         for item in (texts, positions, starts, lengths, segments[packed_order], segment[: len(lengths)])
     )
     groups = _groups(widths[by_width], texts_T, positions_T, line)
-    return Layout(tokens, groups, positions_T, starts_n, lengths_n, segments_s, order_n)
+    return PackedLayout(tokens, groups, positions_T, starts_n, lengths_n, segments_s, order_n)
 
 
 def _assign(lengths: np.ndarray, line: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -181,11 +181,11 @@ def _groups(widths: np.ndarray, texts: Tensor, positions: Tensor, line: int) -> 
     return tuple(groups)
 
 
-_current: list[Layout] = []
+_current: list[PackedLayout] = []
 
 
 @contextmanager
-def packed(layout: Layout) -> Iterator[None]:
+def packed(layout: PackedLayout) -> Iterator[None]:
     """Make `layout` the one that attention uses inside the `with` block."""
     _current.append(layout)
     try:
@@ -232,7 +232,7 @@ def attend(
 
 
 def attend_with_sdpa(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float, causal: bool, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float, causal: bool, window: int | None
 ) -> Tensor:
     """Return the same as `PackedAttention`, through PyTorch's own kernels: [T, heads, width].
 
@@ -262,7 +262,7 @@ class PackedAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        layout: Layout,
+        layout: PackedLayout,
         scale: float,
         causal: bool,
         window: int | None,
@@ -325,7 +325,7 @@ class Part:
         return torch.softmax(scores, -1)
 
 
-def _parts(layout: Layout, query_THD: Tensor, causal: bool, window: int | None) -> Iterator[Part]:
+def _parts(layout: PackedLayout, query_THD: Tensor, causal: bool, window: int | None) -> Iterator[Part]:
     heads = query_THD.shape[1]
     for index, group in enumerate(layout.groups):
         bias = layout.bias(index, causal, window, query_THD.dtype)

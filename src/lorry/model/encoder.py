@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from lorry.errors import UserError
 from lorry.model import attention, lora
-from lorry.model.attention import LINE, Layout, lay_out
-from lorry.model.packing import Ragged, split
-from lorry.model.pretrained import BaseModel
+from lorry.model.attention import LINE, PackedLayout, lay_out
+from lorry.model.packing import TokenSequences, split
+from lorry.model.pretrained import PretrainedModel
 
 # Most tokens of a forward pass: on a CPU what its caches hold, on a GPU what keeps it busy.
 PASS_TOKENS = {"cpu": 4096, "cuda": 1 << 16}
@@ -42,7 +42,7 @@ PACKABLE = {
 }
 
 
-def packs(base: BaseModel) -> bool:
+def packs(base: PretrainedModel) -> bool:
     """Tell whether this model takes texts side by side; others get them padded to like lengths."""
     return base.kind in PACKABLE
 
@@ -75,11 +75,11 @@ def _cpu_flags() -> set[str]:
 class Encoder(nn.Module):
     """A base model, its pooling, and (once `add_lora` is called) its adapters."""
 
-    def __init__(self, base: BaseModel, precision: str, device: torch.device) -> None:
+    def __init__(self, base: PretrainedModel, precision: str, device: torch.device) -> None:
         """Load the base model's weights.
 
         Args:
-            base: From `lorry.base.find_base`.
+            base: From `lorry.base.find_pretrained`.
             precision: bf16, fp16 or fp32; see `choose_precision`.
             device: Where to compute.
 
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
         suits = PASS_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
         return split(lengths, min(most or suits, suits), most_texts=most_texts, line=LINE if self.packs else 0)
 
-    def embed(self, texts: Ragged, *, dropout: bool = False) -> Tensor:
+    def embed(self, texts: TokenSequences, *, dropout: bool = False) -> Tensor:
         """Return the embeddings [n, width] of the texts, fp32.
 
         Args:
@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         place = torch.from_numpy(np.argsort(np.concatenate(parts)))  # of each text among the pieces
         return pieces.index_select(0, place.to(self.device))
 
-    def _embed_at_once(self, texts: Ragged) -> Tensor:
+    def _embed_at_once(self, texts: TokenSequences) -> Tensor:
         # An architecture that cannot be packed gets a line a text, and few widths: each is a forward pass.
         layout = lay_out(texts.lengths, self.device, **({} if self.packs else {"line": 0, "step": 16}))
         row = np.where(layout.tokens < 0, 0, texts.ids[layout.tokens]).astype(np.int64)
@@ -155,14 +155,14 @@ class Encoder(nn.Module):
         pooled_ND = _pool(hidden_TD, layout, self.base.pooling).float()
         return functional.normalize(pooled_ND, dim=-1) if self.base.normalize else pooled_ND
 
-    def _packed(self, ids_T: Tensor, layout: Layout) -> Tensor:
+    def _packed(self, ids_T: Tensor, layout: PackedLayout) -> Tensor:
         positions_T = layout.positions + self.first_position
         with attention.packed(layout):
             out = self.model(input_ids=ids_T[None], position_ids=positions_T[None], **self._no_cache())
         hidden_TD: Tensor = out.last_hidden_state[0]
         return hidden_TD
 
-    def _padded(self, ids_T: Tensor, layout: Layout) -> Tensor:
+    def _padded(self, ids_T: Tensor, layout: PackedLayout) -> Tensor:
         pieces = []
         for group in layout.groups:
             mask = (group.texts >= 0).long()
@@ -176,7 +176,7 @@ class Encoder(nn.Module):
         return {"use_cache": False} if getattr(self.model.config, "use_cache", None) is not None else {}
 
 
-def load_model(base: BaseModel, dtype: torch.dtype) -> Any:
+def load_model(base: PretrainedModel, dtype: torch.dtype) -> Any:
     """Load the transformers model of `base`, every weight from its files.
 
     Raises:
@@ -205,7 +205,7 @@ def load_model(base: BaseModel, dtype: torch.dtype) -> Any:
     return model
 
 
-def _pool(hidden_TD: Tensor, layout: Layout, pooling: str) -> Tensor:
+def _pool(hidden_TD: Tensor, layout: PackedLayout, pooling: str) -> Tensor:
     """Return one vector a text, [n, D], in the order in which the texts were given."""
     if pooling == "cls":
         return hidden_TD.index_select(0, layout.starts)

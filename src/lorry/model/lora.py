@@ -112,7 +112,7 @@ class FusedLoRA(torch.autograd.Function):
         return grad @ full if ctx.needs_input_grad[0] else None, None, None, None, *grads
 
 
-class Siblings:
+class FusedProjections:
     """Projections of one parent that read the same input; the first call computes them all."""
 
     def __init__(self, layers: list[Any]) -> None:
@@ -158,12 +158,12 @@ def fuse(model: nn.Module) -> None:
             has_bias = module.get_base_layer().bias is not None
             families.setdefault(f"{parent}.{kind}.{size}.{has_bias}", []).append(module)
     for layers in families.values():
-        siblings = Siblings(layers)
+        siblings = FusedProjections(layers)
         for index, layer in enumerate(layers):
             layer.forward = _bound(siblings, index)
 
 
-def _bound(siblings: Siblings, index: int) -> Any:
+def _bound(siblings: FusedProjections, index: int) -> Any:
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
         return siblings.project(index, x)
 

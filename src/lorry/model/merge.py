@@ -24,8 +24,8 @@ from torch import Tensor
 from lorry.config import TrainConfig, as_dict
 from lorry.errors import UserError
 from lorry.model.encoder import Encoder
-from lorry.model.packing import Ragged
-from lorry.model.pretrained import BaseModel, find_base
+from lorry.model.packing import TokenSequences
+from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.model.tokens import load_tokenizer
 
 LEAST_COSINE = 0.9999  # between the merged model and base + adapter
@@ -38,7 +38,7 @@ class MergeError(Exception):
 
 
 @dataclass(frozen=True)
-class Proof:
+class MergeProof:
     """How far the models are apart on the probe texts, as cosines."""
 
     merged_to_adapter: float
@@ -137,7 +137,7 @@ def _entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def write_model(folder: Path, encoder: Encoder, probe: Ragged) -> Proof:
+def write_model(folder: Path, encoder: Encoder, probe: TokenSequences) -> MergeProof:
     """Merge, write the weights, tokenizer and sentence-transformers files, and prove that all is as trained.
 
     Args:
@@ -163,8 +163,8 @@ def write_model(folder: Path, encoder: Encoder, probe: Ragged) -> Proof:
     fresh.model.save_pretrained(folder)
     load_tokenizer(base).save_pretrained(folder)
     _write_sentence_transformers(folder, base, encoder.width)
-    read_back_ND = _embed(Encoder(find_base(str(folder)), "fp32", encoder.device), probe)
-    proof = Proof(
+    read_back_ND = _embed(Encoder(find_pretrained(str(folder)), "fp32", encoder.device), probe)
+    proof = MergeProof(
         merged_to_adapter=float(torch.cosine_similarity(merged_ND, adapted_ND).min()),
         merged_to_base=float(torch.cosine_similarity(merged_ND, before_ND).mean()),
         reload_gap=float((merged_ND - read_back_ND).abs().max()),
@@ -179,7 +179,7 @@ def write_model(folder: Path, encoder: Encoder, probe: Ragged) -> Proof:
     return proof
 
 
-def _embed(encoder: Encoder, probe: Ragged) -> Tensor:
+def _embed(encoder: Encoder, probe: TokenSequences) -> Tensor:
     with torch.inference_mode():
         return encoder.embed(probe)
 
@@ -190,7 +190,7 @@ def _write_adapter(folder: Path, encoder: Encoder) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # a form left blank; the model card is one level up
 
 
-def _write_sentence_transformers(folder: Path, base: BaseModel, width: int) -> None:
+def _write_sentence_transformers(folder: Path, base: PretrainedModel, width: int) -> None:
     """Write the files that sentence-transformers and text-embeddings-inference read, in their oldest spelling."""
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if base.normalize else [])]
     modules = [

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Ragged:
+class TokenSequences:
     """Token ids of n texts, end to end."""
 
     ids: np.ndarray
@@ -19,17 +19,17 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def take(self, rows: np.ndarray) -> Ragged:
+    def take(self, rows: np.ndarray) -> TokenSequences:
         """Return the texts of these rows."""
         ends = np.cumsum(self.lengths)
         return gather(self.ids, (ends - self.lengths)[rows], self.lengths[rows])
 
 
-def gather(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Ragged:
+def gather(ids: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> TokenSequences:
     """Return the texts that begin at these places of `ids` and have these lengths."""
     ends = np.cumsum(lengths)
     at = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
-    return Ragged(ids[at], lengths)
+    return TokenSequences(ids[at], lengths)
 
 
 def split(lengths: np.ndarray, most: int, *, most_texts: int = 0, line: int = 0) -> list[np.ndarray]:

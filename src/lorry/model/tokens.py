@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from lorry.data.pairs import Pairs
 from lorry.errors import UserError
-from lorry.model.packing import Ragged, gather
-from lorry.model.pretrained import BaseModel
+from lorry.model.packing import TokenSequences, gather
+from lorry.model.pretrained import PretrainedModel
 
 log = logging.getLogger("lorry")
 
@@ -31,7 +31,7 @@ CHUNK = 20_000  # texts tokenised at once: enough for every core, small in memor
 
 
 @dataclass(frozen=True)
-class Texts:
+class TokenizedTexts:
     """Token ids of all texts of a split: its queries, then its product texts."""
 
     tokens: np.ndarray
@@ -54,12 +54,12 @@ class Texts:
         lengths: np.ndarray = self.offsets[rows + 1] - self.offsets[rows]
         return lengths
 
-    def take(self, rows: np.ndarray) -> Ragged:
+    def take(self, rows: np.ndarray) -> TokenSequences:
         """Return the texts of these rows."""
         return gather(self.tokens, self.offsets[rows], self.lengths_of(rows))
 
 
-def load_tokenizer(base: BaseModel) -> Any:
+def load_tokenizer(base: PretrainedModel) -> Any:
     """Return the model's fast tokenizer.
 
     Raises:
@@ -82,7 +82,7 @@ def load_tokenizer(base: BaseModel) -> Any:
     return tokenizer
 
 
-def tokenize(pairs: Pairs, base: BaseModel, folder: Path | None = None) -> Texts:
+def tokenize(pairs: Pairs, base: PretrainedModel, folder: Path | None = None) -> TokenizedTexts:
     """Tokenise the unique queries and texts of `pairs`, or find them tokenised already.
 
     Args:
@@ -104,7 +104,7 @@ def tokenize(pairs: Pairs, base: BaseModel, folder: Path | None = None) -> Texts
         log.debug("tokens written to %s", done)
     offsets = np.load(done / "offsets.npy")
     tokens = np.memmap(done / "tokens.bin", np.int32, "r")
-    return Texts(tokens, offsets, len(pairs.queries))
+    return TokenizedTexts(tokens, offsets, len(pairs.queries))
 
 
 def _cache_folder() -> Path:
@@ -113,7 +113,7 @@ def _cache_folder() -> Path:
     return Path(given) if given else Path(tempfile.gettempdir()) / f"lorry-{os.getuid()}"
 
 
-def _all_texts(pairs: Pairs, base: BaseModel) -> Iterator[list[str]]:
+def _all_texts(pairs: Pairs, base: PretrainedModel) -> Iterator[list[str]]:
     for column, prompt in ((pairs.queries, base.query_prompt), (pairs.texts, base.text_prompt)):
         for start in range(0, len(column), CHUNK):
             batch = _strings(column.slice(start, CHUNK))

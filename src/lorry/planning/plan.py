@@ -14,9 +14,10 @@ import torch
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
-from lorry.data.sampler import Plan
+from lorry.data.sampler import BatchSampler
 from lorry.evaluation.scoring import embed_all
-from lorry.model.tokens import Texts
+from lorry.logs import duration
+from lorry.model.tokens import TokenizedTexts
 from lorry.pipeline import Setting, environment, prepare
 from lorry.planning import cost
 from lorry.planning.cost import Tokens
@@ -38,7 +39,7 @@ def forecast(config: TrainConfig) -> str:
     """
     setting = prepare(config, None)
     pairs, texts = setting.splits["train"], setting.texts["train"]
-    plan = Plan(pairs.query, config.batch_size, config.epochs, config.seed)
+    plan = BatchSampler(pairs.query, config.batch_size, config.epochs, config.seed)
     per_step = count_steps(plan, pairs, texts)
     training, evaluation = sum(per_step, Tokens(0, 0)), count_evaluation(setting.texts, config.epochs)
     seconds = training.count * _time_steps(setting, plan, per_step), evaluation.count * _time_evaluation(setting)
@@ -56,7 +57,7 @@ def forecast(config: TrainConfig) -> str:
     return "\n".join(["", *(f"{name:<12}{said}" for name, said in rows.items()), "", prices(whole)])
 
 
-def count_steps(plan: Plan, pairs: Pairs, texts: Texts) -> list[Tokens]:
+def count_steps(plan: BatchSampler, pairs: Pairs, texts: TokenizedTexts) -> list[Tokens]:
     """Return what each step of all epochs encodes: the tokens of its unique queries and texts."""
     device, counted = torch.device("cpu"), []
     for step in range(plan.steps):
@@ -65,7 +66,7 @@ def count_steps(plan: Plan, pairs: Pairs, texts: Texts) -> list[Tokens]:
     return counted
 
 
-def count_evaluation(texts: dict[str, Texts], epochs: int) -> Tokens:
+def count_evaluation(texts: dict[str, TokenizedTexts], epochs: int) -> Tokens:
     """Return what a run encodes beside its steps.
 
     That is validation and test with the base model and with the merged one, and validation after every epoch.
@@ -89,17 +90,7 @@ def prices(flop: float) -> str:
     return "\n".join([*lines, "assumed:", *(f"- {line}" for line in cost.ASSUMPTIONS)])
 
 
-def duration(seconds: float) -> str:
-    """Return a time in its two largest units, as in "2 min 05 s"."""
-    whole = max(1, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
-
-
-def _time_steps(setting: Setting, plan: Plan, per_step: Sequence[Tokens]) -> float:
+def _time_steps(setting: Setting, plan: BatchSampler, per_step: Sequence[Tokens]) -> float:
     """Return seconds a token of training; the largest step comes first, to warm up and for the peak of memory."""
     by_size = np.argsort([step.count for step in per_step], kind="stable")
     typical: list[int] = by_size[np.linspace(0, len(by_size) - 1, TIMED_STEPS).astype(int)].tolist()
@@ -131,7 +122,7 @@ def _time_evaluation(setting: Setting) -> float:
     texts, most = setting.texts["validation"], TIMED_BATCHES * setting.config.eval_batch_size
     by_length = np.argsort(texts.lengths, kind="stable")
     some = texts.take(by_length[np.linspace(0, len(texts) - 1, min(most, len(texts))).astype(int)])
-    sample = Texts(some.ids, np.append(0, np.cumsum(some.lengths)), 0)
+    sample = TokenizedTexts(some.ids, np.append(0, np.cumsum(some.lengths)), 0)
     began = time.perf_counter()
     embed_all(setting.encoder, sample, setting.config.eval_batch_size)
     return (time.perf_counter() - began) / int(some.lengths.sum())

@@ -17,7 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from lorry.data.pairs import Health, Pairs
-from lorry.evaluation.metrics import METRICS, OFFICIAL_NDCG, query_ndcg
+from lorry.evaluation.metrics import query_ndcg
+from lorry.logs import duration
+from lorry.names import BUNDLED_MODEL_ID, METRICS, OFFICIAL_NDCG
 from lorry.report import charts
 
 SCORERS = {"random": "random", "bm25": "BM25", "base": "base", "tuned": "tuned"}
@@ -32,7 +34,6 @@ SHOWN = {
 }
 # Options that name places on the user's machine: no business of those who get the model.
 _PRIVATE = {"train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir", "pretrained_model"}
-_BUNDLED = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def write_model_card(folder: Path, facts: ReportFacts) -> None:
         .get_template("model_card.md.j2")
         .render(
             facts=facts,
-            base_model=_BUNDLED if name == "bundled" else name if on_hub else None,
+            base_model=BUNDLED_MODEL_ID if name == "bundled" else name if on_hub else None,
             tables=_tables(facts),
             verdict=judge(facts),
             options={
@@ -316,7 +317,7 @@ def _templates() -> Environment:
         "count": lambda number: f"{number:,.0f}",
         "score": lambda number: f"{number:.4f}".replace("-", "\N{MINUS SIGN}"),
         "signed": _signed,
-        "duration": _duration,
+        "duration": duration,
         "gib": lambda number: f"{number / 2**30:.2f} GiB",
         "cell": lambda value: " ".join(str(value).replace("|", "\\|").replace("<", "&lt;").split()),
     }
@@ -325,12 +326,6 @@ def _templates() -> Environment:
 
 def _signed(number: float) -> str:
     return f"{number:+.4f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def _write(path: Path, text: str) -> Path:

@@ -46,7 +46,7 @@ class Checkpoint:
     log_lines: list[dict[str, Any]]
 
 
-class Store:
+class CheckpointStore:
     """The checkpoint folder of one run."""
 
     def __init__(self, folder: Path, config: TrainConfig, data: str, model: str) -> None:

@@ -23,15 +23,15 @@ from torch import Tensor
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
-from lorry.data.sampler import Plan
+from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
-from lorry.evaluation.scoring import Scored
+from lorry.evaluation.scoring import SplitScores
 from lorry.model.encoder import Encoder
-from lorry.model.tokens import Texts
-from lorry.signals import StoppedError
-from lorry.training.checkpoint import Checkpoint, Store, optimizer_moments, restore_moments
+from lorry.model.tokens import TokenizedTexts
+from lorry.signals import StopRequestedError
+from lorry.training.checkpoint import Checkpoint, CheckpointStore, optimizer_moments, restore_moments
 from lorry.training.memory import tokens_that_fit
-from lorry.training.progress import Journal
+from lorry.training.progress import TrainingLog
 from lorry.training.update import make_batch, update_within_memory
 
 log = logging.getLogger("lorry")
@@ -52,15 +52,15 @@ class Progress:
 
 def fit(
     encoder: Encoder,
-    texts: Texts,
+    texts: TokenizedTexts,
     pairs: Pairs,
     config: TrainConfig,
     *,
     accelerator: Accelerator,
-    journal: Journal,
-    plan: Plan,
-    validate: Callable[[], Scored],
-    store: Store | None = None,
+    journal: TrainingLog,
+    plan: BatchSampler,
+    validate: Callable[[], SplitScores],
+    store: CheckpointStore | None = None,
     stop: threading.Event | None = None,
 ) -> Progress:
     """Train the encoder's adapters.
@@ -96,7 +96,7 @@ def fit(
             paused = time.perf_counter()
             try:
                 scored = validate()
-            except StoppedError:  # a continued run evaluates here first
+            except StopRequestedError:  # a continued run evaluates here first
                 progress.stopped = True
                 if store is not None:
                     store.save(_checkpoint(progress, weights, optimizer, scaler, journal, losses))
@@ -155,11 +155,11 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _resume(
-    store: Store | None,
+    store: CheckpointStore | None,
     weights: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    journal: Journal,
+    journal: TrainingLog,
     losses: list[Tensor],
 ) -> Progress:
     checkpoint = store.load() if store is not None else None
@@ -182,7 +182,7 @@ def _checkpoint(
     weights: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
-    journal: Journal,
+    journal: TrainingLog,
     losses: list[Tensor],
 ) -> Checkpoint:
     names = ("step", "pairs", "tokens", "seconds", "micro_batch_tokens")

@@ -67,7 +67,7 @@ def cosent_loss(cosine_B: Tensor, gain_B: Tensor, scale: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Judged:
+class PairLabels:
     """The judged pairs of a batch, as indices into its unique queries and texts."""
 
     query_B: Tensor
@@ -76,7 +76,7 @@ class Judged:
     relevant_B: Tensor
 
 
-def batch_loss(config: TrainConfig, query_QD: Tensor, text_ND: Tensor, judged: Judged) -> Tensor:
+def batch_loss(config: TrainConfig, query_QD: Tensor, text_ND: Tensor, judged: PairLabels) -> Tensor:
     """Return the loss that `config` asks for.
 
     Args:

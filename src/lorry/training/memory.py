@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorry.model.encoder import Encoder
-from lorry.model.tokens import Texts
+from lorry.model.tokens import TokenizedTexts
 
 log = logging.getLogger("lorry")
 
@@ -19,7 +19,7 @@ PROBE_TOKENS = 1024
 SHARE = 0.6
 
 
-def tokens_that_fit(encoder: Encoder, texts: Texts) -> int:
+def tokens_that_fit(encoder: Encoder, texts: TokenizedTexts) -> int:
     """Return the most tokens of a forward pass that training has memory for; 0 where free memory is not known.
 
     Args:
@@ -39,7 +39,7 @@ def tokens_that_fit(encoder: Encoder, texts: Texts) -> int:
     return most
 
 
-def bytes_kept(encoder: Encoder, texts: Texts, rows: np.ndarray) -> int:
+def bytes_kept(encoder: Encoder, texts: TokenizedTexts, rows: np.ndarray) -> int:
     """Return the memory that a forward pass over these texts keeps for the backward pass, in bytes."""
     weights = {weight.untyped_storage().data_ptr() for weight in encoder.parameters()}
     kept: dict[int, int] = {}

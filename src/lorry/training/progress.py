@@ -15,7 +15,7 @@ from tqdm import tqdm
 log = logging.getLogger("lorry")
 
 
-class Journal:
+class TrainingLog:
     """Keeps every logged step and shows it."""
 
     def __init__(self, steps: int) -> None:

@@ -15,8 +15,8 @@ from lorry.data.pairs import Pairs
 from lorry.errors import UserError
 from lorry.evaluation.scoring import judge
 from lorry.model.encoder import Encoder
-from lorry.model.tokens import Texts
-from lorry.training.losses import Judged, batch_loss
+from lorry.model.tokens import TokenizedTexts
+from lorry.training.losses import PairLabels, batch_loss
 from lorry.training.memory import is_exhausted
 
 log = logging.getLogger("lorry")
@@ -29,11 +29,11 @@ class Batch:
     rows: np.ndarray
     """[n] rows in the table of texts: the unique queries, then the unique product texts."""
     queries: int
-    judged: Judged
+    judged: PairLabels
     pairs: int
 
 
-def make_batch(texts: Texts, pairs: Pairs, chosen: np.ndarray, device: torch.device) -> Batch:
+def make_batch(texts: TokenizedTexts, pairs: Pairs, chosen: np.ndarray, device: torch.device) -> Batch:
     """Gather what a step needs of the chosen pairs: each unique text once."""
     queries, query = np.unique(pairs.query[chosen], return_inverse=True)
     products, text = np.unique(pairs.text[chosen], return_inverse=True)
@@ -43,7 +43,7 @@ def make_batch(texts: Texts, pairs: Pairs, chosen: np.ndarray, device: torch.dev
 
 def update_within_memory(
     encoder: Encoder,
-    texts: Texts,
+    texts: TokenizedTexts,
     batch: Batch,
     config: TrainConfig,
     step: int,
@@ -82,7 +82,7 @@ def update_within_memory(
 
 def update(
     encoder: Encoder,
-    texts: Texts,
+    texts: TokenizedTexts,
     batch: Batch,
     config: TrainConfig,
     step: int,
@@ -122,7 +122,9 @@ def update(
     return loss.detach()
 
 
-def _embed(encoder: Encoder, texts: Texts, rows: np.ndarray, config: TrainConfig, step: int, part: int) -> Tensor:
+def _embed(
+    encoder: Encoder, texts: TokenizedTexts, rows: np.ndarray, config: TrainConfig, step: int, part: int
+) -> Tensor:
     if config.lora_dropout > 0:
         # The same dropout in both passes over a part, and in a run that was stopped and continued.
         torch.manual_seed(int(np.random.SeedSequence((config.seed, step, part)).generate_state(1)[0]))

