@@ -3,31 +3,46 @@ SHELL := /bin/bash -o pipefail
 PYTHON ?= python3
 BIN := .venv/bin
 
-# PyTorch: macOS and GPU hosts take PyPI's build (2.10.0 is CUDA 12.8 and runs with older drivers); other Linux hosts
-# take the CPU build, which spares them gigabytes of CUDA. `make TORCH='torch==2.14.0' train` takes another.
+# PyTorch is another wheel on each platform. macOS takes PyPI's; GPU hosts the locked one (2.10.0 is CUDA 12.8 and runs
+# with older drivers); other Linux hosts the CPU build, which spares them gigabytes of CUDA. `make TORCH='torch==2.14.0'
+# train` takes another.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 ifeq ($(shell uname -s),Linux)
   ifeq ($(shell command -v nvidia-smi),)
-    TORCH ?= torch==2.13.0
-    INSTALL_TORCH = $(BIN)/pip install --quiet --no-deps --retries 1 --timeout 60 --index-url $(CPU_INDEX) $(TORCH)
+    TORCH_FROM = --no-deps --retries 1 --timeout 60 --index-url $(CPU_INDEX)
   else
-    TORCH ?= torch==2.10.0
+    TORCH ?= --require-hashes --requirement locks/cuda.txt
   endif
-else
-  TORCH ?= torch==2.13.0
 endif
-INSTALL_TORCH ?= $(BIN)/pip install --quiet $(TORCH)
+TORCH ?= torch==2.13.0
 
-.PHONY: setup train test lint test-slow test-image homedepot quality scale bench requirements clean
+.PHONY: setup update train test lint test-slow test-image test-ranges homedepot quality scale bench clean
 
 setup: .venv/ready
 
-.venv/ready: pyproject.toml Makefile
+.venv/ready: pyproject.toml Makefile locks/dev.txt locks/cuda.txt
 	$(PYTHON) -c 'import sys; sys.exit("Lorry needs Python 3.11 to 3.14") if not (3, 11) <= sys.version_info[:2] <= (3, 14) else None'
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(INSTALL_TORCH)
-	$(BIN)/pip install --quiet --editable '.[bundled,dev]'
+	$(BIN)/pip install --quiet --no-deps --only-binary :all: --require-hashes --requirement locks/dev.txt
+	$(BIN)/pip install --quiet $(TORCH_FROM) $(TORCH)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/pip check
 	touch $@
+
+# Locks the newest releases that pyproject.toml allows, by version and hash: for machines like this one (locks/), and
+# for the image (its Python and platform), which takes the same versions.
+LOCK = UV_CUSTOM_COMPILE_COMMAND='make update' $(BIN)/uv pip compile --quiet --upgrade --generate-hashes
+HERE = --universal --python-version 3.11.4
+IMAGE = --python-version 3.13 --python-platform x86_64-manylinux_2_28 --constraint locks/dev.txt --constraint locks/cuda.txt
+update: $(BIN)/uv
+	$(LOCK) $(HERE) pyproject.toml locks/dev.in --extra bundled --extra dev --excludes locks/cuda.in --output-file locks/dev.txt
+	$(LOCK) $(HERE) locks/cuda.in --constraint locks/dev.txt --output-file locks/cuda.txt
+	$(LOCK) $(IMAGE) pyproject.toml --extra bundled --extra sagemaker --output-file requirements.txt
+	$(LOCK) $(IMAGE) docker/build.in --output-file docker/build.txt
+
+$(BIN)/uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv
 
 # The main job on the embedded default: a made-up shop, the bundled base model, no network, no GPU.
 train: setup
@@ -44,6 +59,20 @@ test-slow: setup
 # Builds the image and runs it; needs a Docker engine.
 test-image: setup
 	$(BIN)/python -m pytest -m image tests/image
+
+# The fast tests with the oldest and with the newest libraries that pyproject.toml allows, whatever the locks say; where
+# no CPU build of such a torch can be had, PyPI's comes with all its CUDA.
+TORCH_OLDEST ?= torch==2.10.0
+TORCH_NEWEST ?= torch
+define test-range
+	$(PYTHON) -m venv --clear .venv-$(1)
+	.venv-$(1)/bin/pip install --quiet $(TORCH_FROM) $(2) || .venv-$(1)/bin/pip install --quiet $(2)
+	$(BIN)/uv pip install --quiet --python .venv-$(1) --resolution $(3) --editable '.[bundled,dev]'
+	.venv-$(1)/bin/python -m pytest
+endef
+test-ranges: setup
+	$(call test-range,oldest,$(TORCH_OLDEST),lowest-direct)
+	$(call test-range,newest,$(TORCH_NEWEST),highest)
 
 # The README's tables, on Home Depot pairs from LORRY_DATA: the default recipe, and what each loss gives.
 DATA = $(LORRY_DATA)/homedepot
@@ -64,18 +93,11 @@ bench: setup
 scale: setup
 	$(BIN)/python benchmarks/scale.py
 
-# What the image installs: its Python and platform, every version and hash.
-LOCK = UV_CUSTOM_COMPILE_COMMAND='make requirements' $(BIN)/uv pip compile --quiet --generate-hashes \
-  --python-version 3.13 --python-platform x86_64-manylinux_2_28
-requirements: setup
-	$(BIN)/pip install --quiet uv
-	$(LOCK) pyproject.toml --extra bundled --extra sagemaker --constraint requirements.in --output-file requirements.txt
-	$(LOCK) docker/build.in --output-file docker/build.txt
-
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv runs build dist
+	rm -rf .venv .venv-oldest .venv-newest runs build dist

@@ -141,31 +141,26 @@ def _lorry(job: Job) -> Any:
 
 def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
     """Train with Lorry's own steps."""
-    from accelerate import Accelerator
-
     from lorry.config import TrainConfig
     from lorry.data.sampler import BatchSampler
+    from lorry.hardware import make_accelerator
     from lorry.model.encoder import Encoder
-    from lorry.training.update import make_batch, update
+    from lorry.training.batches import make_batch
+    from lorry.training.update import Trainer
 
     config = TrainConfig(loss="cosent", batch_size=job.batch_size)
     pairs, texts = _lorry(job)
-    accelerator = Accelerator(cpu=True)
-    encoder = Encoder(_base(), job.precision, accelerator.device)
+    accelerator, precision = make_accelerator(job.precision)
+    encoder = Encoder(_base(), precision, accelerator.device)
     encoder.add_lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, targets="", seed=0)
-    adapters = list(encoder.adapters().values())
-    optimizer = torch.optim.AdamW(adapters, lr=1e-3, foreach=True)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    plan = BatchSampler(pairs.query, job.batch_size, ENDLESS, seed=0)
+    trainer = Trainer(encoder, texts, config, accelerator)
+    sampler = BatchSampler(pairs.query, job.batch_size, ENDLESS, seed=0)
     cost = flop_per_token(encoder.model, training=True)
     tell({"ready": True})
     stopwatch.wait()
-    for step in range(plan.steps):
-        batch = make_batch(texts, pairs, plan.batch(step), accelerator.device)
-        update(encoder, texts, batch, config, step, accelerator, scaler).item()
-        accelerator.clip_grad_norm_(adapters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    for step in range(sampler.steps):
+        batch = make_batch(texts, pairs, sampler.batch(step), accelerator.device)
+        trainer.step(batch, step, config.lr).item()
         stopwatch.step(batch.pairs, int(texts.lengths_of(batch.rows).sum()), cost)
 
 
@@ -277,7 +272,7 @@ def lorry_encode(job: Job, stopwatch: Stopwatch) -> None:
     tell({"ready": True})
     stopwatch.wait()
     while True:
-        embed_all(encoder, texts, job.batch_size)
+        embed_all(encoder, texts)
         stopwatch.step(len(texts), int(texts.lengths.sum()), cost)
 
 

@@ -19,19 +19,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from scipy.stats import spearmanr
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import read_splits
 from lorry.data.sampler import BatchSampler
 from lorry.evaluation import scoring
-from lorry.model.encoder import Encoder, choose_precision
+from lorry.hardware import make_accelerator
+from lorry.model.encoder import Encoder
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import load_tokenizer, tokenize
 from lorry.training.loop import fit
 from lorry.training.progress import TrainingLog
+from lorry.training.update import Trainer
 
 DATA = Path(os.environ.get("LORRY_DATA", "../shared/data"))
 RECIPES: dict[str, dict[str, Any]] = {
@@ -59,13 +60,13 @@ def main() -> None:
     base = find_pretrained("bundled")
     texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
     probe = _sts(base)
-    device = torch.device("cpu")
+    accelerator, precision = make_accelerator("auto")
 
     results: dict[str, dict[str, float]] = {}
     results.update(scoring.baselines(splits["validation"], common.seed))
     for name in ["base", *(arguments.recipe or RECIPES)]:
         config = common if name == "base" else dataclasses.replace(common, **_options(name))
-        encoder = Encoder(base, choose_precision("auto", device), device)
+        encoder = Encoder(base, precision, accelerator.device)
         if name != "base":
             encoder.add_lora(
                 rank=config.lora_rank,
@@ -74,19 +75,9 @@ def main() -> None:
                 targets="",
                 seed=config.seed,
             )
-            plan = BatchSampler(splits["train"].query, config.batch_size, config.epochs, config.seed)
-            fit(
-                encoder,
-                texts["train"],
-                splits["train"],
-                config,
-                accelerator=Accelerator(cpu=True),
-                journal=TrainingLog(plan.steps),
-                plan=plan,
-                validate=lambda encoder=encoder, config=config: scoring.score(
-                    encoder, texts["validation"], splits["validation"], config, with_loss=True
-                ),
-            )
+            sampler = BatchSampler(splits["train"].query, config.batch_size, config.epochs, config.seed)
+            trainer = Trainer(encoder, texts["train"], config, accelerator)
+            fit(trainer, splits["train"], sampler, TrainingLog(sampler.steps), validate=lambda: (0.0, {}))
         scored = scoring.score(encoder, texts["validation"], splits["validation"], config)
         results[name] = {**scored.metrics, "sts": probe(encoder)}
         print(_row(name, results[name]), flush=True)

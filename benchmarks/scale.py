@@ -32,7 +32,7 @@ from lorry.data.pairs import read_splits
 from lorry.data.sampler import BatchSampler
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import load_tokenizer, tokenize
-from lorry.training.update import make_batch
+from lorry.training.batches import make_batch
 
 SIZES = (50_000, 500_000, 5_000_000)
 PAIRS_A_QUERY = 20
@@ -126,12 +126,12 @@ def measure(folder: Path) -> dict[str, Any]:
     pairs = splits["train"]
     tokens, cold = _timed(lambda: [tokenize(each, base, folder / "cache") for each in splits.values()])
     _, warm = _timed(lambda: [tokenize(each, base, folder / "cache") for each in splits.values()])
-    plan = BatchSampler(pairs.query, config.batch_size, config.epochs, config.seed)
-    _, order = _timed(lambda: plan.batch(0))
-    steps = np.linspace(0, plan.steps - 1, min(STEPS, plan.steps)).astype(int)
+    sampler = BatchSampler(pairs.query, config.batch_size, config.epochs, config.seed)
+    _, order = _timed(lambda: sampler.batch(0))
+    steps = np.linspace(0, sampler.steps - 1, min(STEPS, sampler.steps)).astype(int)
     device = torch.device("cpu")
     _, batches = _timed(
-        lambda: [tokens[0].take(make_batch(tokens[0], pairs, plan.batch(step), device).rows) for step in steps]
+        lambda: [tokens[0].take(make_batch(tokens[0], pairs, sampler.batch(step), device).rows) for step in steps]
     )
     return {
         "pairs": sum(map(len, splits.values())),

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from lorry.config import PairOptions
 from lorry.data.pairs import read_channel
-from lorry.model.encoder import choose_precision
+from lorry.hardware import choose_precision
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 

@@ -9,6 +9,8 @@ import warnings
 from dataclasses import dataclass
 from unittest import mock
 
+from accelerate.state import AcceleratorState
+
 from lorry import cli
 
 
@@ -31,6 +33,7 @@ def lorry(*words, **options):
     log, output, code = logging.getLogger("lorry"), io.StringIO(), 0
     kept = log.handlers, log.level, log.propagate
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    AcceleratorState._reset_state(True)  # accelerate keeps the precision of a process, which here has many runs
     try:
         with (
             mock.patch.object(sys, "argv", ["lorry", *map(str, words), *flags]),

@@ -28,6 +28,14 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _own_precision():
+    """Let every test choose a precision, as every process can: accelerate keeps the first one."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Keep the token files of the tests (and of the processes they start) out of the user's cache."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import logging
 import os
 import shlex
@@ -22,7 +21,9 @@ from typing import NoReturn
 from lorry.config import CONTAINER_PATHS, JobOptions, PairOptions, TrainConfig, add_options, from_strings
 from lorry.errors import UserError, nearest
 from lorry.hardware import let_waiting_threads_sleep
+from lorry.launch import start
 from lorry.logs import configure_logging
+from lorry.signals import stop_on_signals
 
 log = logging.getLogger("lorry")
 
@@ -112,18 +113,14 @@ def _given(arguments: argparse.Namespace, cls: type) -> dict[str, str]:
 
 def _train(arguments: argparse.Namespace) -> None:
     config = from_strings(TrainConfig, _given(arguments, TrainConfig))
-    gc.disable()  # until all is loaded (see `prepare`): loading makes many objects and next to no garbage
-    from lorry.pipeline import run
-    from lorry.signals import stop_on_signals
-
-    run(config, stop_on_signals(), shlex.join(["lorry", *sys.argv[1:]]))
+    start(config, stop_on_signals(), shlex.join(["lorry", *sys.argv[1:]]))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     config = from_strings(TrainConfig, _given(arguments, TrainConfig))
-    from lorry.planning.plan import forecast
+    from lorry.planning.plan import plan
 
-    log.info("%s", forecast(config))
+    log.info("%s", plan(config))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

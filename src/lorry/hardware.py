@@ -11,6 +11,7 @@ from lorry.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
 # The oldest driver that runs a CUDA generation: https://docs.nvidia.com/deploy/cuda-compatibility/
 OLDEST_DRIVER = {"12": "525", "13": "580"}
@@ -41,6 +42,53 @@ def check_gpu() -> None:
             f"CUDA {built_for} needs driver {oldest} or newer: update the host's driver, or build the image with an "
             "older torch (--build-arg TORCH_VERSION=…). To train on the CPU all the same, set CUDA_VISIBLE_DEVICES=-1.",
         ) from None
+
+
+def make_accelerator(precision: str) -> tuple[Accelerator, str]:
+    """Return accelerate's Accelerator, which owns the device, gradient scaling and clipping, and the precision taken.
+
+    A CUDA device where there is one, else the CPU: Apple's GPU is not tested. The model is not handed to `prepare`, for
+    its frozen weights are in the compute precision already and autocast would only convert the adapters' gradients.
+
+    Args:
+        precision: auto, bf16, fp16 or fp32.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    on_gpu = torch.cuda.is_available()
+    taken = choose_precision(precision, torch.device("cuda" if on_gpu else "cpu"))
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no" if taken == "fp32" else taken)
+    if taken == "fp16" and not on_gpu:  # accelerate scales fp16 gradients on GPUs alone; they underflow here too
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
+    return accelerator, taken
+
+
+def choose_precision(asked: str, device: torch.device) -> str:
+    """Return bf16, fp16 or fp32.
+
+    `auto` takes what the hardware multiplies natively. On CUDA the compute capability decides: torch's
+    `is_bf16_supported()` is also true where bf16 is emulated (T4), and slow.
+    """
+    import torch
+
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    if device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        capability = torch.backends.cpu.get_cpu_capability()
+        flags = _cpu_flags()
+        return "bf16" if "AVX512" in capability and flags & {"avx512_bf16", "amx_bf16"} else "fp32"
+    return "fp32"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:  # no Linux
+        return set()
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
 
 
 def let_waiting_threads_sleep() -> None:

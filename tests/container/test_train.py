@@ -168,7 +168,7 @@ def test_an_archive_that_leads_out_of_its_folder_is_refused(root, tmp_path):
     channel.mkdir()
     with tarfile.open(channel / "model.tar.gz", "w:gz") as archive:
         archive.add(base_model(tmp_path / "base"), "../../escaped")
-    with pytest.raises(UserError, match="cannot be unpacked"):
+    with pytest.raises(UserError, match="leads out of the folder"):
         read(root)
 
 
@@ -219,7 +219,7 @@ def started(root, monkeypatch):
     def start(work, *arguments):
         monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(root))
         monkeypatch.setattr("sys.argv", ["train", *arguments])
-        monkeypatch.setattr(container, "check_gpu", lambda: None)
+        monkeypatch.setattr("lorry.hardware.check_gpu", lambda: None)
         monkeypatch.setattr("lorry.pipeline.run", work)
         monkeypatch.setattr(container, "_stop", lambda: None)
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
@@ -259,7 +259,7 @@ def test_a_crash_leaves_its_traceback_in_the_log(root, started, capsys):
     with pytest.raises(SystemExit) as end:
         started(work)
     assert end.value.code == 1
-    assert (root / "output" / "failure").read_text().startswith("IndexError: step 3 of 2 (at container/train.py:")
+    assert (root / "output" / "failure").read_text().startswith("IndexError: step 3 of 2 (at launch.py:")
     assert "Traceback" in capsys.readouterr().out
 
 

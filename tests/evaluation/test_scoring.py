@@ -13,13 +13,13 @@ from lorry.data.synthetic import generate
 from lorry.errors import UserError
 from lorry.evaluation.comparison import compare_models
 from lorry.evaluation.metrics import evaluate
-from lorry.evaluation.scoring import OFFICIAL_SCORER_GAIN, baselines, embed_all, judge, measure, score
+from lorry.evaluation.scoring import OFFICIAL_SCORER_GAIN, baselines, embed_all, measure, score
 from lorry.model.encoder import Encoder
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.names import METRICS, OFFICIAL_NDCG
 from lorry.signals import StopRequestedError
-from lorry.training.losses import batch_loss
+from lorry.training.losses import PairLabels, batch_loss
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(precision="fp32")
@@ -94,7 +94,6 @@ def test_scores_are_those_of_sentence_transformers(tiny_model, kind, pairs, prom
     np.testing.assert_allclose(found.scores, expected, atol=1e-5)
     assert found.scores.std() > 0.01
     assert found.metrics == pytest.approx(measure(pairs, expected), abs=1e-3)
-    assert found.loss is None
 
 
 @pytest.mark.parametrize("name", ["cosine", "infonce", "cosent", "infonce+cosent"])
@@ -102,10 +101,10 @@ def test_the_loss_of_a_split_is_the_training_loss(tiny, pairs, name):
     """One batch of all pairs, so that the order of batches cannot matter."""
     encoder, texts = tiny
     config = TrainConfig(loss=name, batch_size=len(pairs), precision="fp32")
-    found = score(encoder, texts, pairs, config, with_loss=True)
+    found = score(encoder, texts, pairs, config)
     everything = torch.nn.functional.normalize(embed_all(encoder, texts, 64), dim=-1)
-    judged = judge(pairs, np.arange(len(pairs)), pairs.query.astype(int), pairs.text.astype(int), CPU)
-    expected = batch_loss(config, everything[: texts.queries], everything[texts.queries :], judged)
+    labels = PairLabels(*map(torch.from_numpy, (pairs.query, pairs.text, pairs.gain, pairs.relevant)))
+    expected = batch_loss(config, everything[: texts.queries], everything[texts.queries :], labels)
     assert found.loss == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -113,8 +112,7 @@ def test_the_loss_of_a_split_is_the_mean_over_its_pairs(tiny, pairs):
     """The cosine loss is a mean over pairs: it must not depend on how they are cut into batches."""
     encoder, texts = tiny
     losses = [
-        score(encoder, texts, pairs, TrainConfig(loss="cosine", batch_size=size), with_loss=True).loss
-        for size in (len(pairs), 7, 1)
+        score(encoder, texts, pairs, TrainConfig(loss="cosine", batch_size=size)).loss for size in (len(pairs), 7, 1)
     ]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lorry.model.attention import PackedAttention, attend, attend_with_sdpa, lay_out, packed
+from lorry.model.attention import PackedAttention, attend, attend_with_sdpa
+from lorry.model.packing import lay_out
 
 CPU = torch.device("cpu")
 MIXED = [1, 1, 2, 5, 5, 6, 7, 7, 7, 30, 31, 60, 64, 64]
@@ -64,15 +65,15 @@ def test_work_is_cut_into_parts_without_a_trace(monkeypatch):
     layout = lay_out(np.array(MIXED), CPU)
     x = [spread(part, layout) for part in inputs(MIXED)]
     whole = PackedAttention.apply(*x, layout, 0.37, True, 4)
-    monkeypatch.setattr("lorry.model.attention.CHUNK", 1)
+    monkeypatch.setattr("lorry.model.attention.SCORES_PER_BLOCK", 1)
     torch.testing.assert_close(PackedAttention.apply(*x, layout, 0.37, True, 4), whole)
 
 
-@pytest.mark.parametrize(("line", "step"), [(64, 8), (0, 16), (32, 1)])
+@pytest.mark.parametrize(("line_width", "width_step"), [(64, 8), (0, 16), (32, 1)])
 @pytest.mark.parametrize("seed", range(5))
-def test_every_token_has_one_place_and_every_text_one_line(seed, line, step):
+def test_every_token_has_one_place_and_every_text_one_line(seed, line_width, width_step):
     lengths = np.random.default_rng(seed).integers(1, 200, 300)
-    layout = lay_out(lengths, CPU, line=line, step=step)
+    layout = lay_out(lengths, CPU, line_width=line_width, width_step=width_step)
     total = len(layout.tokens)
     assert sorted(layout.tokens[layout.tokens >= 0].tolist()) == list(range(lengths.sum()))
     assert [group.start for group in layout.groups] == [0, *(group.end for group in layout.groups[:-1])]
@@ -84,9 +85,9 @@ def test_every_token_has_one_place_and_every_text_one_line(seed, line, step):
         assert layout.positions[start : start + length].tolist() == list(range(length))
         group = next(group for group in layout.groups if group.start <= start < group.end)
         assert (start - group.start) // group.width == (start + length - 1 - group.start) // group.width
-        assert group.shared == (group.width <= line)
+        assert group.shared == (group.width <= line_width)
     for group in layout.groups:
-        assert group.width % step == 0 or group.width == line
+        assert group.width % width_step == 0 or group.width == line_width
         texts = [set(row.tolist()) - {-1} for row in group.texts]
         assert all(len(row) == 1 for row in texts) or group.shared
         assert len(set().union(*texts)) == sum(map(len, texts)), "a text is in one line only"
@@ -105,12 +106,12 @@ def test_segments_add_up_to_texts_and_gaps():
 def test_little_is_left_empty():
     """Like product titles, and like texts cut at 256 tokens: the empty places are few and the widths too."""
     random = np.random.default_rng(0)
-    for lengths, most, widths in (
+    for lengths, empty, widths in (
         (np.clip(random.normal(20, 8, 150), 4, 64), 0.03, 1),
         (np.clip(random.normal(200, 80, 150), 10, 256), 0.03, 26),
     ):
         layout = lay_out(lengths.astype(np.int64), CPU)
-        assert (layout.tokens < 0).mean() < most
+        assert (layout.tokens < 0).mean() < empty
         assert len(layout.groups) <= widths
     assert len(lay_out(np.array([5]), CPU).tokens) == 8, "one short text needs no whole line"
 
@@ -123,8 +124,7 @@ def test_each_key_head_serves_its_group_of_query_heads():
     layer.is_causal = True
     layout = lay_out(np.array(lengths), CPU)
     rows = [spread(x, layout).transpose(0, 1)[None] for x in (query, key[:, :2], value[:, :2])]
-    with packed(layout):
-        out, weights = attend(layer, *rows, None)
+    out, weights = attend(layer, *rows, None, packed_layout=layout)
     each = [x[:, [0, 0, 1, 1]] for x in (key, value)]
     expected = one_by_one(query, *each, lengths, 4**-0.5, True, None)
     torch.testing.assert_close(gather(out[0], layout), expected)
@@ -137,22 +137,9 @@ def test_a_layers_own_word_on_causality_can_be_overruled():
     layer = torch.nn.Module()
     layer.is_causal = True
     layout = lay_out(np.array(lengths), CPU)
-    with packed(layout):
-        rows = [spread(part, layout).transpose(0, 1)[None] for part in x]
-        out, _ = attend(layer, *rows, None, scaling=0.5, is_causal=False)
+    rows = [spread(part, layout).transpose(0, 1)[None] for part in x]
+    out, _ = attend(layer, *rows, None, packed_layout=layout, scaling=0.5, is_causal=False)
     torch.testing.assert_close(gather(out[0], layout), one_by_one(*x, lengths, 0.5, False, None))
-
-
-def test_layouts_nest_and_are_dropped_after_an_error():
-    outer, inner = (lay_out(np.array(lengths), CPU) for lengths in ([3], [1, 2]))
-    x = [spread(part, outer).transpose(0, 1)[None] for part in inputs([3])]
-    layer = torch.nn.Module()
-    with packed(outer):
-        before, _ = attend(layer, *x, None)
-        with pytest.raises(ZeroDivisionError), packed(inner):
-            raise ZeroDivisionError
-        after, _ = attend(layer, *x, None)
-    torch.testing.assert_close(before, after)
 
 
 def test_half_precision_stays_finite_where_scores_are_large():

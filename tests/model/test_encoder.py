@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from transformers import AutoModel
 
 from lorry.config import TrainConfig
 from lorry.errors import UserError
-from lorry.model.encoder import Encoder, choose_precision
+from lorry.hardware import choose_precision
+from lorry.model.encoder import Encoder
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import find_pretrained
-from lorry.pipeline import prepare
+from lorry.training.setup import prepare
 
 CPU = torch.device("cpu")
 LONGEST = 64
@@ -135,10 +138,10 @@ def test_embeddings_and_gradients_are_those_of_transformers_and_peft(tiny_model,
 def test_many_texts_take_several_forward_passes_and_come_out_the_same(tiny_model, kind, monkeypatch):
     encoder, _, weights, _ = adapted_pair(tiny_model(kind))
     texts = packed_of(some_texts(encoder))
-    monkeypatch.setattr("lorry.model.encoder.LINE", 12)
+    monkeypatch.setattr("lorry.model.encoder.LINE_WIDTH", 12)
     expected = encoder.embed(texts)
     monkeypatch.setattr("lorry.model.encoder.PASS_TOKENS", {"cpu": 40})
-    assert len(encoder.split(texts.lengths)) > 6
+    assert len(encoder.passes(texts.lengths)) > 6
     found = encoder.embed(texts)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert_equal_gradients(gradients(found, weights), gradients(expected, weights), 1e-5)
@@ -258,12 +261,45 @@ def test_half_precision_is_near(tiny_model, kind):
 
 def test_models_that_cannot_be_packed_say_so_once(tiny_model, kind, shop_pairs, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "lorry"):
-        setting = prepare(
-            TrainConfig(train=str(shop_pairs(tmp_path / "shop")), pretrained_model=str(tiny_model(kind))), None
-        )
-    assert setting.encoder.packs == (kind != "mpnet")
+        setup = prepare(TrainConfig(train=str(shop_pairs(tmp_path / "shop")), pretrained_model=str(tiny_model(kind))))
+    assert setup.encoder.packs == (kind != "mpnet")
     said = [record.getMessage() for record in caplog.records if "cannot be packed" in record.getMessage()]
     assert len(said) == (kind == "mpnet")
+
+
+def test_threads_that_encode_at_the_same_time_do_not_mix(tiny_model):
+    encoder = encoder_of(tiny_model("bert"))
+    encoder.add_lora(**LORA)
+    fill(encoder.adapters())
+    texts = some_texts(encoder)
+    halves = [packed_of(texts[: len(texts) // 2]), packed_of(texts[len(texts) // 2 :])]
+
+    def embed(half):
+        with torch.no_grad():
+            return [encoder.embed(half) for _ in range(50)]
+
+    expected = [embed(half)[0] for half in halves]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(embed, halves))
+    for each, wanted in zip(found, expected, strict=True):
+        for one in each:
+            torch.testing.assert_close(one, wanted)
+
+
+def test_a_pass_that_fails_leaves_nothing_for_the_next(tiny_model, monkeypatch):
+    """As when memory runs out between query and key: what was computed is dropped, and its memory with it."""
+    encoder = encoder_of(tiny_model("bert"))
+    encoder.add_lora(**LORA)
+    fill(encoder.adapters())
+    texts = packed_of(some_texts(encoder))
+    expected = encoder.embed(texts).detach()
+    key = encoder.model.get_submodule("base_model.model.encoder.layer.1.attention.self.key")
+    with monkeypatch.context() as patch:
+        patch.setattr(key, "forward", mock.Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
+        with pytest.raises(torch.OutOfMemoryError):
+            encoder.embed(texts)
+    assert all(not each.pending.outputs and each.pending.input is None for each in encoder.fused)
+    torch.testing.assert_close(encoder.embed(texts).detach(), expected)
 
 
 def test_dropout_differs_between_steps_and_repeats_with_the_seed(tiny_model, kind):
@@ -322,8 +358,8 @@ def test_truncated_weights_are_an_error(tiny_model, tmp_path):
 
 def test_the_fingerprint_follows_the_weights(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model("bert"), tmp_path / "model")
-    assert encoder_of(folder).fingerprint() == encoder_of(tiny_model("bert")).fingerprint()
-    assert encoder_of(folder).fingerprint() != encoder_of(tiny_model("roberta")).fingerprint()
+    assert encoder_of(folder).base.fingerprint() == encoder_of(tiny_model("bert")).base.fingerprint()
+    assert encoder_of(folder).base.fingerprint() != encoder_of(tiny_model("roberta")).base.fingerprint()
 
 
 def test_precision_asked_for_is_precision_given():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, PretrainedConfig
 
 from lorry.errors import UserError
 from lorry.model import lora
@@ -29,6 +29,7 @@ class Attention(nn.Module):
 
     def __init__(self, bias=True):
         super().__init__()
+        self.config = BertConfig()  # by which the architecture is known
         self.query, self.key, self.value = nn.Linear(8, 8, bias), nn.Linear(8, 4, bias), nn.Linear(8, 4, bias)
         self.dense = nn.Linear(16, 8, bias)
 
@@ -94,8 +95,10 @@ def test_targets_that_match_nothing_are_an_error_that_lists_what_there_is(tiny_m
 
 
 def test_a_model_without_query_key_or_value_is_an_error():
-    with pytest.raises(UserError, match=r"no query, key or value found.*first, second"):
-        lora.find_targets(nn.ModuleDict({"first": nn.Linear(2, 2), "second": nn.Linear(2, 2)}), "")
+    model = nn.ModuleDict({"first": nn.Linear(2, 2), "second": nn.Linear(2, 2)})
+    model.config = PretrainedConfig()  # of an architecture that nobody knows
+    with pytest.raises(UserError, match=r"no query, key or value module found.*first, second"):
+        lora.find_targets(model, "")
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -1,9 +1,6 @@
 """What is left in model_dir: complete, proved, and the same model in every library that loads it."""
 
 import json
-import os
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +13,8 @@ from transformers import AutoModel, AutoTokenizer
 from lorry import pipeline
 from lorry.config import TrainConfig, from_strings
 from lorry.errors import UserError
-from lorry.model import merge as merging
 from lorry.model.encoder import Encoder
-from lorry.model.merge import MergeError
+from lorry.model.merge import MergeError, merge
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import find_pretrained
 
@@ -211,7 +207,7 @@ def adapted(tiny_model):
 
 def test_the_proof_in_numbers(adapted, kind, tmp_path):
     encoder, probe = adapted(kind)
-    proof = merging.write_model(tmp_path, encoder, probe)
+    proof = merge(tmp_path, encoder, probe)
     assert proof.merged_to_adapter > 0.999999
     assert proof.merged_to_base < 0.999
     assert proof.reload_gap < 1e-6
@@ -222,17 +218,17 @@ def test_the_proof_in_numbers(adapted, kind, tmp_path):
 
 def test_a_model_trained_in_bf16_is_merged_in_fp32(adapted, tmp_path):
     encoder, probe = adapted(precision="bf16")
-    proof = merging.write_model(tmp_path, encoder, probe)
+    proof = merge(tmp_path, encoder, probe)
     assert proof.merged_to_adapter > 0.999999
     assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
     assert {weight.dtype for weight in encoder.adapters().values()} == {torch.float32}
 
 
 def test_merged_weights_that_differ_are_refused(adapted, tmp_path, monkeypatch):
-    merge = LoraModel.merge_and_unload
+    merge_and_unload = LoraModel.merge_and_unload
 
     def wrong(self):
-        model = merge(self)
+        model = merge_and_unload(self)
         with torch.no_grad():
             model.encoder.layer[0].attention.self.query.weight.mul_(1.3)
         return model
@@ -240,14 +236,14 @@ def test_merged_weights_that_differ_are_refused(adapted, tmp_path, monkeypatch):
     monkeypatch.setattr(LoraModel, "merge_and_unload", wrong, raising=False)
     encoder, probe = adapted()
     with pytest.raises(MergeError, match=r"merged model and base \+ adapter differ: cosine 0\.9"):
-        merging.write_model(tmp_path, encoder, probe)
+        merge(tmp_path, encoder, probe)
 
 
 def test_merged_weights_that_are_no_numbers_are_refused(adapted, tmp_path, monkeypatch):
-    merge = LoraModel.merge_and_unload
+    merge_and_unload = LoraModel.merge_and_unload
 
     def wrong(self):
-        model = merge(self)
+        model = merge_and_unload(self)
         with torch.no_grad():
             model.encoder.layer[0].attention.self.query.weight[0, 0] = float("nan")
         return model
@@ -255,7 +251,7 @@ def test_merged_weights_that_are_no_numbers_are_refused(adapted, tmp_path, monke
     monkeypatch.setattr(LoraModel, "merge_and_unload", wrong, raising=False)
     encoder, probe = adapted()
     with pytest.raises(MergeError):
-        merging.write_model(tmp_path, encoder, probe)
+        merge(tmp_path, encoder, probe)
 
 
 def test_weights_that_do_not_read_back_are_refused(adapted, tmp_path, monkeypatch):
@@ -270,144 +266,10 @@ def test_weights_that_do_not_read_back_are_refused(adapted, tmp_path, monkeypatc
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", rounded)
     encoder, probe = adapted()
     with pytest.raises(MergeError, match="read back differs"):
-        merging.write_model(tmp_path, encoder, probe)
+        merge(tmp_path, encoder, probe)
 
 
 def test_a_model_that_learnt_nothing_is_refused(adapted, tmp_path):
     encoder, probe = adapted(scale=0.0)
     with pytest.raises(UserError, match="nothing was learnt"):
-        merging.write_model(tmp_path, encoder, probe)
-
-
-def build(model_dir, content="new"):
-    with merging.staging(model_dir) as folder:
-        assert not (model_dir / "lorry.json").exists() or (model_dir / "lorry.json").read_text() == "old"
-        (folder / "lorry.json").write_text(content)
-        (folder / "adapter").mkdir()
-        (folder / "adapter" / "file").write_text(content)
-
-
-def fail_to_build(model_dir):
-    with merging.staging(model_dir) as folder:
-        (folder / "lorry.json").write_text("half")
-        raise ZeroDivisionError
-
-
-def earlier_model(folder):
-    (folder / "1_Pooling").mkdir(parents=True)
-    (folder / "lorry.json").write_text("old")
-    (folder / "1_Pooling" / "stale").write_text("old")
-    return folder
-
-
-def test_a_new_folder_is_made(tmp_path):
-    build(tmp_path / "a" / "b" / "model")
-    assert files(tmp_path) == {"a/b/model/lorry.json", "a/b/model/adapter/file"}
-
-
-def test_an_earlier_model_is_replaced_whole(tmp_path):
-    model_dir = earlier_model(tmp_path / "model")
-    build(model_dir)
-    assert files(tmp_path) == {"model/lorry.json", "model/adapter/file"}
-    assert (model_dir / "lorry.json").read_text() == "new"
-
-
-def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"not empty and holds no model of Lorry's"):
-        build(tmp_path)
-    assert files(tmp_path) == {"thesis.tex"}
-
-
-def test_a_failure_leaves_nothing_behind(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        fail_to_build(tmp_path / "model")
-    assert files(tmp_path) == set()
-    assert not list(tmp_path.glob(".lorry-*"))
-
-
-def test_a_failure_leaves_an_earlier_model_as_it_was(tmp_path):
-    model_dir = earlier_model(tmp_path / "model")
-    before = files(tmp_path)
-    with pytest.raises(ZeroDivisionError):
-        fail_to_build(model_dir)
-    assert files(tmp_path) == before
-    assert (model_dir / "lorry.json").read_text() == "old"
-
-
-@pytest.fixture(params=["mount", "parent not writable"])
-def mounted(request, tmp_path, monkeypatch):
-    """A folder as a container has it: mounted, or in a parent that is not ours. It cannot be moved or replaced."""
-    folder = tmp_path / "parent" / "mounted"
-    folder.mkdir(parents=True)
-    if request.param == "mount":
-        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == folder)
-    else:
-        access = os.access
-        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder.parent and access(path, mode))
-        folder.parent.chmod(0o555)
-    rename, rmdir = Path.rename, Path.rmdir
-
-    def refuse(self, *target):
-        assert self != folder, "a mount cannot be moved or removed"
-        assert not target or Path(target[0]) != folder, "a mount cannot be moved over"
-        return rename(self, *target) if target else rmdir(self)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    monkeypatch.setattr(Path, "rmdir", refuse)
-    yield folder
-    folder.parent.chmod(0o755)
-
-
-def test_a_mounted_folder_is_filled(mounted):
-    build(mounted)
-    assert [path.name for path in mounted.parent.iterdir()] == ["mounted"]
-    assert sorted(path.name for path in mounted.iterdir()) == ["adapter", "lorry.json"]
-
-
-def test_an_earlier_model_in_a_mounted_folder_is_replaced(mounted):
-    earlier_model(mounted)
-    build(mounted)
-    assert files(mounted) == {"lorry.json", "adapter/file"}
-    assert (mounted / "lorry.json").read_text() == "new"
-
-
-def test_a_failure_leaves_a_mounted_folder_as_it_was(mounted):
-    earlier_model(mounted)
-    before = files(mounted)
-    with pytest.raises(ZeroDivisionError):
-        fail_to_build(mounted)
-    assert files(mounted) == before
-    assert sorted(path.name for path in mounted.iterdir()) == ["1_Pooling", "lorry.json"]
-
-
-def test_a_file_in_the_way_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "model"):
-        with pytest.raises(UserError, match=r"cannot be written.*--model_dir"):
-            merging.check_writable(path)
-    with pytest.raises(UserError, match=r"cannot be written.*--output_data_dir"):
-        merging.check_output(tmp_path / "file")
-
-
-def test_checking_leaves_no_trace(tmp_path):
-    merging.check_writable(tmp_path / "model")
-    merging.check_output(tmp_path / "output")
-    assert files(tmp_path) == set()
-
-
-@pytest.mark.parametrize("name", ["train", "validation", "test", "output_data_dir", "checkpoint_dir"])
-def test_a_folder_inside_model_dir_is_refused(tmp_path, name):
-    for place in ("model", "model/inside", "other/../model/x"):
-        config = TrainConfig(model_dir=str(tmp_path / "model"), **{name: str(tmp_path / place)})
-        with pytest.raises(UserError, match=f"{name} .* lies in model_dir"):
-            merging.check_apart(config)
-    merging.check_apart(TrainConfig(model_dir=str(tmp_path / "model"), **{name: str(tmp_path / "model2")}))
-
-
-def test_the_revision_may_be_given_and_is_else_the_checkouts(monkeypatch):
-    monkeypatch.setenv("LORRY_REVISION", "abc")
-    assert merging.revision() == "abc"
-    monkeypatch.delenv("LORRY_REVISION")
-    if shutil.which("git"):
-        assert merging.revision() == "unknown" or len(merging.revision().removesuffix("-dirty")) == 40
+        merge(tmp_path, encoder, probe)

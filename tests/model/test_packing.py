@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorry.model.attention import lay_out
-from lorry.model.packing import TokenSequences, split
+from lorry.model.packing import TokenSequences, lay_out, split
 
 
 def some_lengths(seed):
@@ -21,34 +20,34 @@ def test_taken_texts_keep_their_tokens():
     assert len(taken) == 3
 
 
-@pytest.mark.parametrize("line", [0, 64])
-@pytest.mark.parametrize("most_texts", [0, 1, 7])
-@pytest.mark.parametrize("most", [1, 20, 70, 300])
+@pytest.mark.parametrize("line_width", [0, 64])
+@pytest.mark.parametrize("max_texts", [None, 1, 7])
+@pytest.mark.parametrize("max_tokens", [None, 1, 20, 70, 300])
 @pytest.mark.parametrize("seed", range(5))
-def test_parts_hold_every_text_once_and_no_more_than_allowed(seed, most, most_texts, line):
+def test_parts_hold_every_text_once_and_no_more_than_allowed(seed, max_tokens, max_texts, line_width):
     lengths = some_lengths(seed)
-    parts = split(lengths, most, most_texts=most_texts, line=line)
+    parts = split(lengths, max_tokens, max_texts=max_texts, line_width=line_width)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(lengths)))
-    assert all(len(part) == 1 or lengths[part].sum() <= most for part in parts)
-    assert all(len(part) <= (most_texts or len(lengths)) for part in parts)
+    assert all(len(part) == 1 or lengths[part].sum() <= (max_tokens or lengths.sum()) for part in parts)
+    assert all(len(part) <= (max_texts or len(lengths)) for part in parts)
 
 
 def test_what_is_allowed_in_one_part_is_one_in_order():
     lengths = some_lengths(0)
-    for most in (0, int(lengths.sum())):
-        assert [part.tolist() for part in split(lengths, most)] == [list(range(len(lengths)))]
+    for max_tokens in (None, int(lengths.sum())):
+        assert [part.tolist() for part in split(lengths, max_tokens)] == [list(range(len(lengths)))]
 
 
 def test_texts_that_share_no_line_are_put_with_their_like():
     lengths = np.array([5, 40, 3, 3, 9, 12, 3])
     assert [lengths[part].tolist() for part in split(lengths, 15)] == [[40], [12], [9, 5], [3, 3, 3]]
-    assert [lengths[part].tolist() for part in split(lengths, 15, line=8)][:3] == [[40], [12], [9]]
+    assert [lengths[part].tolist() for part in split(lengths, 15, line_width=8)][:3] == [[40], [12], [9]]
 
 
 @pytest.mark.parametrize("mean", [10, 25, 40])
 def test_parts_of_short_texts_fill_their_lines_as_the_whole_does(mean):
     lengths = np.random.default_rng(0).poisson(mean, 2000).clip(1, 64)
-    parts = split(lengths, 4096, line=64)
+    parts = split(lengths, 4096, line_width=64)
     assert len(parts) > 4
     in_parts = sum(len(lay_out(lengths[part], torch.device("cpu")).tokens) for part in parts)
     assert in_parts < 1.01 * len(lay_out(lengths, torch.device("cpu")).tokens)

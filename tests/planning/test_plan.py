@@ -11,8 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from command import lorry
 from lorry.evaluation import scoring
+from lorry.hardware import choose_precision
 from lorry.logs import duration
-from lorry.model.encoder import Encoder, choose_precision
+from lorry.model.encoder import Encoder
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import find_pretrained
 from lorry.planning import cost

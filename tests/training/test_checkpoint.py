@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from command import lorry
 from lorry.evaluation import scoring
 from lorry.model import tokens
-from lorry.training.progress import TrainingLog
+from lorry.training.update import Trainer
 
 STEPS = 20  # 10 an epoch
 
@@ -65,15 +65,15 @@ class Runs:
 
 
 def stopped_after(step):
-    """Let the process get a SIGTERM while this step is counted."""
-    count = TrainingLog.step
+    """Let the process get a SIGTERM during this step."""
+    make_step = Trainer.step
 
-    def ask(self, now, pairs):
-        count(self, now, pairs)
-        if now == step:
+    def stop(self, batch, number, lr):
+        if number + 1 == step:
             signal.raise_signal(signal.SIGTERM)
+        return make_step(self, batch, number, lr)
 
-    return mock.patch.object(TrainingLog, "step", ask)
+    return mock.patch.object(Trainer, "step", stop)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_half_written_newest_checkpoint_is_skipped_for_the_one_before(stopped,
     assert steps_of(stopped.kept("stopped")) == ["step-00000005", "step-00000008"]
     DAMAGE[damage](stopped.kept("stopped") / "step-00000008")
     ended = stopped.run("stopped", stop_at=6)  # soon again: where it begins is what counts
-    assert "step-00000008 is incomplete: taking the one before" in ended.output
+    assert "step-00000008 is incomplete and is skipped" in ended.output
     assert "continuing after step 5" in ended.output
 
 
@@ -316,7 +316,7 @@ def test_a_stop_before_training_ends_well_and_leaves_nothing(runs):
         signal.raise_signal(signal.SIGTERM)
         return tokens.tokenize(*arguments)
 
-    with mock.patch("lorry.pipeline.tokenize", tokenize):
+    with mock.patch("lorry.training.setup.tokenize", tokenize):
         ended = runs.run("early", on_stop="export")
     assert ended.code == 0
     assert "stopped at step 0" in ended.output

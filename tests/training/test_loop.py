@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from test_encoder import padded_embeddings, plain
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -14,14 +14,15 @@ from lorry.config import TrainConfig
 from lorry.data.pairs import read_channel
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
-from lorry.evaluation.scoring import SplitScores
+from lorry.hardware import make_accelerator
 from lorry.model.encoder import Encoder
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
+from lorry.training.batches import make_batch
 from lorry.training.loop import fit, learning_rate
 from lorry.training.losses import batch_loss
 from lorry.training.progress import TrainingLog
-from lorry.training.update import make_batch, update, update_within_memory
+from lorry.training.update import Trainer
 
 LOSSES = ["cosine", "infonce", "cosent", "infonce+cosent"]
 CPU = torch.device("cpu")
@@ -39,7 +40,6 @@ class Ground:
         self.base = find_pretrained(str(model))
         self.pairs = read_channel(write_pairs(folder / "train"), TrainConfig())["all"]
         self.texts = tokenize(self.pairs, self.base)
-        self.accelerator = Accelerator(mixed_precision="no")
 
     def encoder(self, config):
         encoder = Encoder(self.base, "fp32" if config.precision == "auto" else config.precision, CPU)
@@ -55,22 +55,24 @@ class Ground:
     def batch(self, rows):
         return make_batch(self.texts, self.pairs, np.asarray(rows), CPU)
 
-    def update(self, encoder, batch, config, step=0):
+    def trainer(self, encoder, config):
+        AcceleratorState._reset_state(True)  # as in a process of its own
+        accelerator, _ = make_accelerator(encoder.precision)
+        return Trainer(encoder, self.texts, config, accelerator, config.micro_batch_tokens or None)
+
+    def backward(self, encoder, batch, config, step=0):
         """Return (loss, gradients) of one batch."""
         for weight in encoder.adapters().values():
             weight.grad = None
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        loss = update(encoder, self.texts, batch, config, step, self.accelerator, scaler, config.micro_batch_tokens)
+        loss = self.trainer(encoder, config).backward(batch, step)
         return float(loss), {name: weight.grad.clone() for name, weight in encoder.adapters().items()}
 
     def fit(self, encoder, config):
-        plan = BatchSampler(self.pairs.query, config.batch_size, config.epochs, config.seed)
-        journal = TrainingLog(plan.steps)
-        progress = fit(
-            encoder, self.texts, self.pairs, config, accelerator=self.accelerator, journal=journal, plan=plan,
-            validate=lambda: SplitScores(np.zeros(1), {}, 0.0),
-        )  # fmt: skip
-        return progress, [line for line in journal.lines if "loss" in line]
+        sampler = BatchSampler(self.pairs.query, config.batch_size, config.epochs, config.seed)
+        training_log = TrainingLog(sampler.steps)
+        trainer = self.trainer(encoder, config)
+        progress = fit(trainer, self.pairs, sampler, training_log, validate=lambda: (0.0, {}))
+        return progress, [line for line in training_log.lines if "loss" in line]
 
 
 @pytest.fixture(scope="module")
@@ -99,28 +101,28 @@ def detached(encoder):
 def test_a_batch_in_parts_makes_the_update_of_the_whole_batch(ground, loss):
     config = TrainConfig(loss=loss)
     encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
-    whole_loss, whole = ground.update(encoder, batch, config)
-    part_loss, parts = ground.update(encoder, batch, replace(config, micro_batch_tokens=60))
-    assert len(encoder.split(ground.texts.lengths_of(batch.rows), 60)) > 5
+    whole_loss, whole = ground.backward(encoder, batch, config)
+    part_loss, parts = ground.backward(encoder, batch, replace(config, micro_batch_tokens=60))
+    assert len(encoder.passes(ground.texts.lengths_of(batch.rows), 60)) > 5
     assert part_loss == pytest.approx(whole_loss, rel=1e-6)
     assert flat(whole).norm() > 0
     assert float((flat(parts) - flat(whole)).norm() / flat(whole).norm()) < 1e-6
 
 
-@pytest.mark.parametrize("most", [0, 60], ids=["whole", "in parts"])
+@pytest.mark.parametrize("max_tokens", [0, 60], ids=["whole", "in parts"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("loss", ["cosine", "infonce+cosent"])
-def test_gradients_are_the_slope_of_the_loss(ground, loss, dropout, most):
+def test_gradients_are_the_slope_of_the_loss(ground, loss, dropout, max_tokens):
     """Seen from outside, by moving the weights: with dropout this holds only if both passes drop the same."""
-    config = TrainConfig(loss=loss, lora_dropout=dropout, micro_batch_tokens=most)
+    config = TrainConfig(loss=loss, lora_dropout=dropout, micro_batch_tokens=max_tokens)
     encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
-    _, gradient = ground.update(encoder, batch, config, step=3)
+    _, gradient = ground.backward(encoder, batch, config, step=3)
     start = detached(encoder)
     length, around = 2e-3 / flat(gradient).norm().item(), []
     for side in (-1, 1):
         for name, weight in encoder.adapters().items():
             weight.data = start[name] + side * length * gradient[name]
-        around.append(ground.update(encoder, batch, config, step=3)[0])
+        around.append(ground.backward(encoder, batch, config, step=3)[0])
     slope = (around[1] - around[0]) / (2 * length)
     assert slope == pytest.approx(float(flat(gradient).square().sum()), rel=2e-3)
 
@@ -128,11 +130,11 @@ def test_gradients_are_the_slope_of_the_loss(ground, loss, dropout, most):
 def test_dropout_changes_from_step_to_step_but_not_between_runs(ground):
     config = TrainConfig(lora_dropout=0.3)
     encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 30))
-    first, again, other = (ground.update(encoder, batch, config, step)[0] for step in (3, 3, 4))
+    first, again, other = (ground.backward(encoder, batch, config, step)[0] for step in (3, 3, 4))
     assert first == again
     assert first != other
     torch.manual_seed(99)
-    assert ground.update(encoder, batch, config, 3)[0] == first
+    assert ground.backward(encoder, batch, config, 3)[0] == first
 
 
 def test_the_loss_curve_is_that_of_a_padded_loop(ground):
@@ -146,17 +148,17 @@ def test_the_loss_curve_is_that_of_a_padded_loop(ground):
         weights[name].data.copy_(weight)
     _, lines = ground.fit(encoder, config)
 
-    plan = BatchSampler(ground.pairs.query, config.batch_size, config.epochs, config.seed)
+    sampler = BatchSampler(ground.pairs.query, config.batch_size, config.epochs, config.seed)
     optimizer = torch.optim.AdamW(weights.values(), lr=config.lr, weight_decay=config.weight_decay)
     losses = []
-    for step in range(plan.steps):
-        batch = ground.batch(plan.batch(step))
+    for step in range(sampler.steps):
+        batch = ground.batch(sampler.batch(step))
         texts = [ground.texts.take(np.array([row])).ids.astype(np.int64) for row in batch.rows]
         query, text = padded_embeddings(model, texts, "mean").split([batch.queries, len(texts) - batch.queries])
-        loss = batch_loss(config, query, text, batch.judged)
+        loss = batch_loss(config, query, text, batch.labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), config.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = learning_rate(step, plan.steps, config)
+        optimizer.param_groups[0]["lr"] = learning_rate(step, sampler.steps, config)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -164,13 +166,13 @@ def test_the_loss_curve_is_that_of_a_padded_loop(ground):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def with_room_for(encoder, most):
-    """Let the encoder run out of memory, as a GPU says it, above so many tokens; return the sizes that were tried."""
+def with_room_for(encoder, max_tokens):
+    """Let the encoder run out of memory, as a GPU says it, above `max_tokens`; return the sizes that were tried."""
     embed, tried = encoder.embed, []
 
     def limited(texts, **options):
         tried.append(int(texts.lengths.sum()))
-        if tried[-1] > most:
+        if tried[-1] > max_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
         return embed(texts, **options)
 
@@ -178,57 +180,58 @@ def with_room_for(encoder, most):
     return tried
 
 
-def test_where_memory_runs_out_the_update_is_the_same_in_smaller_parts(ground, caplog):
+def test_where_memory_runs_out_the_update_is_the_same_in_smaller_parts(ground, watch, caplog):
     config = TrainConfig()
     encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
-    whole_loss, whole = ground.update(encoder, batch, config)
+    whole_loss, whole = ground.backward(encoder, batch, config)
     for weight in encoder.adapters().values():
         weight.grad = None
     tokens = int(ground.texts.lengths_of(batch.rows).sum())
     tried = with_room_for(encoder, tokens // 3)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
     logging.getLogger("lorry").addHandler(caplog.handler)
-    rest = (encoder, ground.texts, batch, config, 0, ground.accelerator, scaler)
-    loss, most = update_within_memory(*rest, 0)
+    trainer = ground.trainer(encoder, config)
+    loss = trainer.step(batch, 0, config.lr)
     assert float(loss) == pytest.approx(whole_loss, rel=1e-6)
-    parts = {name: weight.grad for name, weight in encoder.adapters().items()}
-    assert float((flat(parts) - flat(whole)).norm() / flat(whole).norm()) < 1e-6
-    assert most == tokens // 4
+    [parts] = watch.grads
+    whole = [grad / max(1.0, float(flat(whole).norm())) for grad in whole.values()]  # clipped, as the step does
+    assert all(torch.allclose(*both, rtol=1e-4, atol=1e-7) for both in zip(parts, whole, strict=True))
+    assert trainer.max_tokens == tokens // 4
     assert tried[0] == tokens
-    assert "memory ran out" in caplog.text
+    assert "out of memory" in caplog.text
     tried.clear()
-    assert update_within_memory(*rest, most)[1] == most
-    assert max(tried) <= most, "the next step does not try again what failed"
+    trainer.step(batch, 1, config.lr)
+    assert trainer.max_tokens == tokens // 4
+    assert max(tried) <= tokens // 4, "the next step does not try again what failed"
 
 
 def test_no_memory_for_one_text_is_an_error_and_other_errors_stay_what_they_are(ground):
     config = TrainConfig()
     encoder, batch = ground.encoder(config), ground.batch(range(0, 60))
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    trainer = ground.trainer(encoder, config)
     with_room_for(encoder, 2)
-    with pytest.raises(UserError, match=r"no memory for a single text of \d+ tokens\. Lower max_length"):
-        update_within_memory(encoder, ground.texts, batch, config, 0, ground.accelerator, scaler, 0)
+    with pytest.raises(UserError, match=r"not enough memory for one text of \d+ tokens\. Lower max_length"):
+        trainer.step(batch, 0, config.lr)
 
     def broken(*_, **__):
         raise RuntimeError("shapes do not match")
 
     encoder.embed = broken
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        update_within_memory(encoder, ground.texts, batch, config, 0, ground.accelerator, scaler, 0)
+        trainer.step(batch, 0, config.lr)
 
 
 def test_a_batch_holds_each_text_once_and_pairs_point_at_their_own(ground):
     batch = ground.batch([0, 1, 2, 7, 3])
-    pairs, judged = ground.pairs, batch.judged
+    pairs, labels = ground.pairs, batch.labels
     assert len(set(batch.rows.tolist())) == len(batch.rows)
     assert batch.queries == 2
     assert batch.pairs == 5
     assert (batch.rows[: batch.queries] < ground.texts.queries).all()
-    assert batch.rows[judged.query_B].tolist() == pairs.query[[0, 1, 2, 7, 3]].tolist()
+    assert batch.rows[labels.query_B].tolist() == pairs.query[[0, 1, 2, 7, 3]].tolist()
     texts = batch.rows[batch.queries :] - ground.texts.queries
-    assert texts[judged.text_B].tolist() == pairs.text[[0, 1, 2, 7, 3]].tolist()
-    assert judged.gain_B.tolist() == pairs.gain[[0, 1, 2, 7, 3]].tolist()
-    assert judged.relevant_B.tolist() == pairs.relevant[[0, 1, 2, 7, 3]].tolist()
+    assert texts[labels.text_B].tolist() == pairs.text[[0, 1, 2, 7, 3]].tolist()
+    assert labels.gain_B.tolist() == pairs.gain[[0, 1, 2, 7, 3]].tolist()
+    assert labels.relevant_B.tolist() == pairs.relevant[[0, 1, 2, 7, 3]].tolist()
 
 
 def test_the_rate_rises_over_the_warm_up_and_falls_to_the_end():
@@ -271,11 +274,11 @@ def test_every_step_starts_from_no_gradient(ground, watch):
     """The original script added each step's gradients to those of all steps before."""
     config = TrainConfig(batch_size=40, lr=0.01, max_grad_norm=1e9)
     ground.fit(ground.encoder(config), config)
-    encoder, plan = ground.encoder(config), BatchSampler(ground.pairs.query, 40, 1, config.seed)
+    encoder, sampler = ground.encoder(config), BatchSampler(ground.pairs.query, 40, 1, config.seed)
     for step in (0, 3, 5):
         for weight, value in zip(encoder.adapters().values(), watch.weights[step], strict=True):
             weight.data = value.clone()
-        _, alone = ground.update(encoder, ground.batch(plan.batch(step)), config, step)
+        _, alone = ground.backward(encoder, ground.batch(sampler.batch(step)), config, step)
         assert all(torch.equal(*both) for both in zip(alone.values(), watch.grads[step], strict=True))
 
 

@@ -31,14 +31,13 @@ class Terminal(io.StringIO):
         return True
 
 
-def tell(journal, *, first=0):
-    journal.start(first)
-    for step in range(first + 1, 11):
-        journal.step(step, 24)
-        if step % 5 == 0:
-            journal.train(step, epoch=step / 10, loss=1.5 / step, rate=1e-6)
-    journal.evaluate(10, epoch=1.0, split="validation", loss=0.0625, metrics=METRICS)
-    journal.close()
+def tell(training_log, *, first=0):
+    with training_log.running(first):
+        for step in range(first + 1, 11):
+            training_log.step(24)
+            if step % 5 == 0:
+                training_log.train(step, epoch=step / 10, loss=1.5 / step, lr=1e-6)
+        training_log.evaluate(10, epoch=1.0, split="validation", loss=0.0625, metrics=METRICS)
 
 
 def test_lines_are_found_by_the_metric_definitions_of_the_post_and_of_a_job(said):
@@ -58,9 +57,9 @@ def test_lines_are_found_by_the_metric_definitions_of_the_post_and_of_a_job(said
 
 
 def test_a_line_of_json_is_kept_for_every_logged_step(said, tmp_path):
-    journal = TrainingLog(10)
-    tell(journal)
-    journal.write(tmp_path / "training.jsonl")
+    training_log = TrainingLog(10)
+    tell(training_log)
+    training_log.write(tmp_path / "training.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
     assert [(line["step"], line.get("loss"), line.get("eval_loss")) for line in lines] == [
         (5, 0.3, None),
@@ -101,10 +100,10 @@ def test_a_line_does_not_tear_the_bar(said, monkeypatch):
 def test_time_left_and_speed_count_from_where_a_continued_run_began(said, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    journal = TrainingLog(20)
-    journal.start(10)
-    for step in range(11, 16):
-        now[0] += 2
-        journal.step(step, 30)
-    journal.train(15, epoch=0.75, loss=1.0, rate=0.1)
+    training_log = TrainingLog(20)
+    with training_log.running(10):
+        for _ in range(5):
+            now[0] += 2
+            training_log.step(30)
+        training_log.train(15, epoch=0.75, loss=1.0, lr=0.1)
     assert "pairs_per_second=15.0; seconds_left=10;" in said.getvalue()

@@ -1,24 +1,17 @@
-"""Files to and from S3, and archives from S3 unpacked so that nothing lands outside the folder asked for."""
+"""Files to and from S3."""
 
 from __future__ import annotations
 
-import gzip
-import shutil
-import tarfile
 import tempfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 from botocore.exceptions import ClientError
 from tqdm import tqdm
 
+from lorry.archives import unpack
 from lorry.aws.session import code, errors
 from lorry.errors import UserError
-
-MAX_MEMBERS = 10_000
-MAX_RATIO = 100  # bytes unpacked for a byte of archive; weights hardly shrink, and logs by about 10
-SMALL_BYTES = 100_000_000  # an archive that unpacks to less is never too large
 
 
 def split_uri(uri: str) -> tuple[str, str]:
@@ -102,53 +95,6 @@ def fetch_archive(s3: Any, uri: str, target: Path) -> bool:
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}", "Give a folder with room.") from error
     return True
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a `.tar.gz` of plain files and folders into `folder`.
-
-    Nothing is written before every member has been looked at: names must stay below `folder`; links, devices and
-    the like, which a model does not have, are refused, as is more than the disk or reason allows.
-
-    Raises:
-        UserError: The archive is unsafe or damaged.
-    """
-    hint = "Do not use it; look at how it came to be in the bucket."
-    limit = min(shutil.disk_usage(folder).free, max(SMALL_BYTES, MAX_RATIO * archive.stat().st_size))
-    try:
-        with gzip.open(archive) as stream, tarfile.open(fileobj=stream) as tar:
-            total = 0
-            members = []
-            for member in tar:
-                fault = _fault(member)
-                if fault:
-                    raise UserError(f"unsafe archive: {member.name!r} {fault}", hint)
-                members.append(member)
-                total += member.size
-                if total > limit or len(members) > MAX_MEMBERS:
-                    raise UserError(
-                        f"the archive unpacks to more than {limit:,} bytes or {MAX_MEMBERS:,} files",
-                        f"Make room on the disk if it is short; otherwise: {hint}",
-                    )
-            while stream.read(1 << 20):
-                pass  # up to the checksum, which tarfile would leave unread
-            for member in members:
-                tar.extract(member, folder, filter="data")
-    except tarfile.FilterError as error:
-        raise UserError(f"unsafe archive: {error}", hint) from error
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"the archive is damaged: {error}", "Fetch it again.") from error
-
-
-def _fault(member: tarfile.TarInfo) -> str:
-    name = member.name.replace("\\", "/")
-    if name.startswith("/") or (len(name) > 1 and name[1] == ":"):
-        return "has an absolute path"
-    if ".." in name.split("/"):
-        return "leads out of the folder"
-    if not (member.isreg() or member.isdir()):
-        return "is neither a file nor a folder"
-    return ""
 
 
 def _bar(text: str, total: int) -> tqdm[Any]:

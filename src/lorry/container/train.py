@@ -10,18 +10,15 @@ The contract: https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-tr
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import dataclasses
 import functools
-import gc
 import json
 import logging
 import os
 import shlex
 import shutil
 import sys
-import tarfile
 import tempfile
 import threading
 import traceback
@@ -29,9 +26,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lorry.archives import unpack
 from lorry.config import TrainConfig, add_options, from_strings
 from lorry.errors import UserError
-from lorry.hardware import check_gpu, has_network, let_waiting_threads_sleep
+from lorry.hardware import has_network, let_waiting_threads_sleep
+from lorry.launch import start
 from lorry.logs import configure_logging
 from lorry.names import CHANNELS
 from lorry.signals import stop_on_signals
@@ -61,7 +60,6 @@ def train() -> None:
         _parser().print_help()
         return
     _stop()
-    atexit.register(gc.freeze)  # leave what is still there to the system: to collect it takes Python seconds
     if _is_sagemaker():
         from sagemaker_training import trainer
 
@@ -105,12 +103,7 @@ def run_job() -> None:
         config = read_job(sys.argv[1:], os.environ, root)
         config = _make_room(config, root)
         _set_environment(config)
-
-        gc.disable()  # until all is loaded (see `prepare`): loading makes many objects and next to no garbage
-        from lorry.pipeline import run  # seconds, and only now that the environment is settled
-
-        check_gpu()
-        run(config, stop, command=shlex.join(["train", *sys.argv[1:]]))
+        start(config, stop, shlex.join(["train", *sys.argv[1:]]))
     except UserError as error:
         _write_failure(root, user_failure(error))
         raise
@@ -192,17 +185,11 @@ def find_model(channel: Path) -> Path:
     archives = sorted(channel.glob("*.tar.gz"))
     folder = channel
     if archives and not (channel / "config.json").is_file():
-        # The same name in every run, for the path is written down with the model.
+        # The same name in every run, since the path is recorded with the model.
         folder = Path(tempfile.gettempdir()) / "lorry-base-model"
         shutil.rmtree(folder, ignore_errors=True)
-        try:
-            with tarfile.open(archives[0]) as archive:
-                archive.extractall(folder, filter="data")  # refuses paths that lead out of the folder
-        except (tarfile.TarError, OSError, EOFError) as error:
-            raise UserError(
-                f"{archives[0]} cannot be unpacked: {error}",
-                "Pack the model's files again: tar -czf model.tar.gz -C DIR .",
-            ) from None
+        folder.mkdir()
+        unpack(archives[0], folder)
     found = sorted(folder.glob("config.json")) or sorted(folder.glob("*/config.json"))
     if not found:
         raise UserError(

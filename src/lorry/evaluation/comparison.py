@@ -6,17 +6,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lorry.config import TrainConfig
 from lorry.data.pairs import read_channel
 from lorry.errors import UserError
 from lorry.evaluation import metrics, scoring
-from lorry.model import merge
-from lorry.model.encoder import Encoder, choose_precision
+from lorry.hardware import make_accelerator
+from lorry.model.encoder import Encoder
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.names import METRICS
+from lorry.outputs import check_output, write_json
 
 log = logging.getLogger("lorry")
 
@@ -35,14 +34,14 @@ def compare_models(models: list[str], data: Path, output: Path, config: TrainCon
     """
     if output.is_dir():
         raise UserError(f"{output} is a folder", "Give a file as --output, e.g. metrics.json.")
-    merge.check_output(output.parent, "--output")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_output(output.parent, "--output")
+    accelerator, precision = make_accelerator(config.precision)
     bases = {name: find_pretrained(name, config.max_length) for name in models}
     splits = {}
     for split, pairs in read_channel(data, config).items():
         scores: dict[str, dict[str, float]] = {}
         for name, base in bases.items():
-            encoder = Encoder(base, choose_precision(config.precision, device), device)
+            encoder = Encoder(base, precision, accelerator.device)
             scores[name] = scoring.score(encoder, tokenize(pairs, base), pairs, config).metrics
             log.info("%s: %s", name, " ".join(f"{key}={value:.4f};" for key, value in scores[name].items()))
         undefined = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
@@ -51,7 +50,7 @@ def compare_models(models: list[str], data: Path, output: Path, config: TrainCon
         block = {"pairs": len(pairs), "queries": len(pairs.queries), **scoring.baselines(pairs, config.seed)}
         splits[split] = {**block, "models": scores}
         log.info("\n%s\n", _table(split, splits[split]))
-    merge.write_json(output, {"splits": splits})
+    write_json(output, {"splits": splits})
     log.info("metrics: %s", output)
 
 

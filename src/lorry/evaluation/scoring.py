@@ -16,70 +16,70 @@ from lorry.evaluation.metrics import evaluate
 from lorry.model.encoder import Encoder
 from lorry.model.tokens import TokenizedTexts
 from lorry.signals import StopRequestedError
-from lorry.training.losses import PairLabels, batch_loss
+from lorry.training.batches import make_batch
+from lorry.training.losses import batch_loss
 
-# ESCI's official scorer hands trec_eval a table in which substitutes and complements have changed places.
+# ESCI's official scorer gives trec_eval a table in which substitutes and complements are swapped.
 OFFICIAL_SCORER_GAIN = {"E": 1.0, "S": 0.01, "C": 0.1, "I": 0.0}
+PAIRS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """What a model makes of a split."""
+    """What a model gives the pairs of a split."""
 
     scores: np.ndarray
     """[N] cosine of each pair."""
     metrics: dict[str, float]
-    loss: float | None = None
-    """Mean training loss over the split's batches."""
+    loss: float
+    """Training loss, averaged over the pairs."""
 
 
 def embed_all(
-    encoder: Encoder, texts: TokenizedTexts, batch_size: int, stop: threading.Event | None = None
+    encoder: Encoder, texts: TokenizedTexts, batch_size: int = 0, stop: threading.Event | None = None
 ) -> torch.Tensor:
     """Return the embeddings [n, width] of all texts, fp32, on the CPU.
 
     Args:
         encoder: The model.
         texts: What to encode.
-        batch_size: Most texts a forward pass.
+        batch_size: Texts per forward pass; 0 for as many as suit the device.
         stop: Give up when this is set.
 
     Raises:
         StopRequestedError: `stop` was set.
     """
     out = torch.empty(len(texts), encoder.width)
+    lengths = texts.lengths
     with torch.inference_mode():
-        for rows in encoder.split(texts.lengths, most_texts=batch_size):
+        for rows in encoder.split(lengths, max_texts=batch_size) if batch_size else encoder.passes(lengths):
             if stop is not None and stop.is_set():
                 raise StopRequestedError
-            out[torch.from_numpy(rows)] = encoder.embed(texts.take(rows)).cpu()
+            out[torch.from_numpy(rows)] = encoder.embed_pass(texts.take(rows)).cpu()
     return out
 
 
 def score(
-    encoder: Encoder,
-    texts: TokenizedTexts,
-    pairs: Pairs,
-    config: TrainConfig,
-    stop: threading.Event | None = None,
-    *,
-    with_loss: bool = False,
+    encoder: Encoder, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig, stop: threading.Event | None = None
 ) -> SplitScores:
-    """Score every pair by the cosine of its two embeddings and measure the result."""
+    """Score every pair by the cosine of its two embeddings and measure the result.
+
+    Raises:
+        StopRequestedError: `stop` was set.
+        UserError: A similarity is not a finite number.
+    """
     all_ND = torch.nn.functional.normalize(embed_all(encoder, texts, config.eval_batch_size, stop), dim=-1)
-    query_QD, text_ND = all_ND[: texts.queries], all_ND[texts.queries :]
     scores = np.empty(len(pairs), np.float32)
-    for start in range(0, len(pairs), 65_536):
-        part = slice(start, start + 65_536)
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
         query_BD, text_BD = (
-            matrix[torch.from_numpy(rows[part].astype(np.int64))]
-            for matrix, rows in ((query_QD, pairs.query), (text_ND, pairs.text))
+            all_ND[torch.from_numpy(rows[part].astype(np.int64) + first)]
+            for rows, first in ((pairs.query, 0), (pairs.text, texts.queries))
         )
         scores[part] = (query_BD * text_BD).sum(-1).numpy()
     if not np.isfinite(scores).all():
         raise UserError("the model's similarities are not finite numbers", "Lower lr, or take another precision.")
-    loss = _loss(config, query_QD, text_ND, pairs) if with_loss else None
-    return SplitScores(scores, measure(pairs, scores), loss)
+    return SplitScores(scores, measure(pairs, scores), _loss(config, all_ND, texts, pairs))
 
 
 def measure(pairs: Pairs, scores: np.ndarray) -> dict[str, float]:
@@ -98,24 +98,11 @@ def baselines(pairs: Pairs, seed: int) -> dict[str, dict[str, float]]:
     return {"random": measure(pairs, random_scores(len(pairs), seed)), "bm25": measure(pairs, bm25)}
 
 
-def _loss(config: TrainConfig, query_QD: torch.Tensor, text_ND: torch.Tensor, pairs: Pairs) -> float:
+def _loss(config: TrainConfig, all_ND: torch.Tensor, texts: TokenizedTexts, pairs: Pairs) -> float:
     """Return the training loss, averaged over the pairs of a fixed order of batches."""
-    plan = BatchSampler(pairs.query, config.batch_size, 1, seed=0)
+    sampler = BatchSampler(pairs.query, config.batch_size, 1, seed=0)
     total = 0.0
-    for step in range(plan.steps):
-        rows = plan.batch(step)
-        queries, query = np.unique(pairs.query[rows], return_inverse=True)
-        texts, text = np.unique(pairs.text[rows], return_inverse=True)
-        judged = judge(pairs, rows, query, text, torch.device("cpu"))
-        total += batch_loss(config, query_QD[queries], text_ND[texts], judged).item() * len(rows)
+    for step in range(sampler.steps):
+        batch = make_batch(texts, pairs, sampler.batch(step), all_ND.device)
+        total += batch_loss(config, *batch.sides(all_ND[batch.rows]), batch.labels).item() * batch.pairs
     return total / max(len(pairs), 1)
-
-
-def judge(pairs: Pairs, rows: np.ndarray, query: np.ndarray, text: np.ndarray, device: torch.device) -> PairLabels:
-    """Return the labels of these pairs, whose queries and texts are numbered within the batch."""
-    return PairLabels(
-        torch.from_numpy(query).to(device),
-        torch.from_numpy(text).to(device),
-        torch.from_numpy(pairs.gain[rows]).to(device),
-        torch.from_numpy(pairs.relevant[rows]).to(device),
-    )

@@ -1,13 +1,12 @@
 """The encoder: a pre-trained model with LoRA adapters that turns texts into embeddings.
 
-Texts are packed into one row of tokens (see `attention.py`), so that every linear layer works on next to nothing but
-real tokens. Architectures that do not go through transformers' AttentionInterface are padded to like lengths instead.
-Frozen weights are kept in the compute precision, adapters in fp32.
+Texts are packed into one row of tokens (see `packing.py`), so that every linear layer works on next to nothing but
+real tokens. Architectures that cannot be packed are padded to similar lengths instead. Frozen weights are kept in the
+compute precision, adapters in fp32.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -18,58 +17,12 @@ from torch.nn import functional
 
 from lorry.errors import UserError
 from lorry.model import attention, lora
-from lorry.model.attention import LINE, PackedLayout, lay_out
-from lorry.model.packing import TokenSequences, split
+from lorry.model.packing import LINE_WIDTH, PackedLayout, TokenSequences, lay_out, split
 from lorry.model.pretrained import PretrainedModel
 
-# Most tokens of a forward pass: on a CPU what its caches hold, on a GPU what keeps it busy.
+# Maximum tokens of a forward pass: on a CPU what its caches hold, on a GPU what keeps it busy.
 PASS_TOKENS = {"cpu": 4096, "cuda": 1 << 16}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# Where positions do not start at zero: RoBERTa's family counts from padding_idx + 1.
-OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"}
-# Architectures whose whole forward is known to depend on nothing but positions and attention; others are padded.
-PACKABLE = {
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "distilbert",
-    "modernbert",
-    "qwen3",
-    "qwen2",
-    "llama",
-    "mistral",
-}
-
-
-def packs(base: PretrainedModel) -> bool:
-    """Tell whether this model takes texts side by side; others get them padded to like lengths."""
-    return base.kind in PACKABLE
-
-
-def choose_precision(asked: str, device: torch.device) -> str:
-    """Return bf16, fp16 or fp32.
-
-    `auto` takes what the hardware multiplies natively. On CUDA the compute capability decides: torch's
-    `is_bf16_supported()` is also true where bf16 is emulated (T4), and slow.
-    """
-    if asked != "auto":
-        return asked
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-    if device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        capability = torch.backends.cpu.get_cpu_capability()
-        flags = _cpu_flags()
-        return "bf16" if "AVX512" in capability and flags & {"avx512_bf16", "amx_bf16"} else "fp32"
-    return "fp32"
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as info:  # noqa: PTH123 (one line of a pseudo file)
-            return next((set(line.split()) for line in info if line.startswith("flags")), set())
-    except OSError:
-        return set()
 
 
 class Encoder(nn.Module):
@@ -79,8 +32,8 @@ class Encoder(nn.Module):
         """Load the base model's weights.
 
         Args:
-            base: From `lorry.base.find_pretrained`.
-            precision: bf16, fp16 or fp32; see `choose_precision`.
+            base: From `find_pretrained`.
+            precision: bf16, fp16 or fp32; see `hardware.choose_precision`.
             device: Where to compute.
 
         Raises:
@@ -89,9 +42,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.base, self.precision, self.device = base, precision, device
         self.dropouts: list[nn.Module] = []
+        self.fused: list[lora.FusedProjections] = []
         self.model: Any = load_model(base, DTYPES[precision])
-        self.packs = packs(base)
-        self.first_position = self.model.config.pad_token_id + 1 if base.kind in OFFSET_POSITIONS else 0
+        self.packs = base.architecture.packs
+        self.first_position = self.model.config.pad_token_id + 1 if base.architecture.reserved_positions else 0
         if self.packs:
             attention.register()
             self.model.set_attn_implementation(attention.NAME)
@@ -108,57 +62,62 @@ class Encoder(nn.Module):
         torch.manual_seed(seed)
         self.model = lora.attach(self.model, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
         for weight in self.adapters().values():
-            weight.data = weight.data.float()  # masters: an update can be smaller than a step of bf16
+            weight.data = weight.data.float()  # master weights: an update can be smaller than a step of bf16
         if dropout == 0:
-            lora.fuse(self.model)
+            self.fused = lora.fuse(self.model)
         self.dropouts = [module for name, module in self.model.named_modules() if "lora_dropout" in name]
 
     def adapters(self) -> dict[str, nn.Parameter]:
         """Return the trainable weights by name."""
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
 
-    def fingerprint(self) -> str:
-        """Return the sha256 of the base model's weight files."""
-        digest = hashlib.sha256()
-        for path in sorted(self.base.folder.glob("*.safetensors")):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+    def split(
+        self, lengths: np.ndarray, *, max_tokens: int | None = None, max_texts: int | None = None
+    ) -> list[np.ndarray]:
+        """Divide texts of these lengths into parts within the limits given; rows of each part."""
+        return split(lengths, max_tokens, max_texts=max_texts, line_width=LINE_WIDTH if self.packs else 0)
 
-    def split(self, lengths: np.ndarray, most: int = 0, most_texts: int = 0) -> list[np.ndarray]:
-        """Divide texts of these lengths into forward passes that suit the device, none of more than so many tokens."""
-        suits = PASS_TOKENS["cuda" if self.device.type == "cuda" else "cpu"]
-        return split(lengths, min(most or suits, suits), most_texts=most_texts, line=LINE if self.packs else 0)
+    def passes(self, lengths: np.ndarray, max_tokens: int | None = None) -> list[np.ndarray]:
+        """Divide texts of these lengths into forward passes that suit the device, of at most `max_tokens` tokens."""
+        suitable = PASS_TOKENS[self.device.type]
+        return self.split(lengths, max_tokens=suitable if max_tokens is None else min(max_tokens, suitable))
 
     def embed(self, texts: TokenSequences, *, dropout: bool = False) -> Tensor:
-        """Return the embeddings [n, width] of the texts, fp32.
+        """Return the embeddings [n, width] of the texts, fp32, in as many forward passes as suit the device.
 
         Args:
             texts: Their tokens.
             dropout: Drop inputs of the adapters at random, as a training step does where `lora_dropout` is above 0.
         """
-        for module in self.dropouts:
-            module.train(dropout)
-        parts = self.split(texts.lengths)
+        parts = self.passes(texts.lengths)
         if len(parts) == 1:
-            return self._embed_at_once(texts)
-        pieces = torch.cat([self._embed_at_once(texts.take(part)) for part in parts])
+            return self.embed_pass(texts, dropout=dropout)
+        pieces = torch.cat([self.embed_pass(texts.take(part), dropout=dropout) for part in parts])
         place = torch.from_numpy(np.argsort(np.concatenate(parts)))  # of each text among the pieces
         return pieces.index_select(0, place.to(self.device))
 
-    def _embed_at_once(self, texts: TokenSequences) -> Tensor:
-        # An architecture that cannot be packed gets a line a text, and few widths: each is a forward pass.
-        layout = lay_out(texts.lengths, self.device, **({} if self.packs else {"line": 0, "step": 16}))
+    def embed_pass(self, texts: TokenSequences, *, dropout: bool = False) -> Tensor:
+        """Return the same as `embed`, in one forward pass however long."""
+        for module in self.dropouts:
+            module.train(dropout)
+        # An architecture that cannot be packed gets a line per text, and few widths: each is a forward pass.
+        layout = lay_out(texts.lengths, self.device, **({} if self.packs else {"line_width": 0, "width_step": 16}))
         row = np.where(layout.tokens < 0, 0, texts.ids[layout.tokens]).astype(np.int64)
         ids_T = torch.from_numpy(row).to(self.device, non_blocking=True)
-        hidden_TD = self._packed(ids_T, layout) if self.packs else self._padded(ids_T, layout)
+        try:
+            hidden_TD = self._packed(ids_T, layout) if self.packs else self._padded(ids_T, layout)
+        except BaseException:
+            for projections in self.fused:
+                projections.clear()
+            raise
         pooled_ND = _pool(hidden_TD, layout, self.base.pooling).float()
         return functional.normalize(pooled_ND, dim=-1) if self.base.normalize else pooled_ND
 
     def _packed(self, ids_T: Tensor, layout: PackedLayout) -> Tensor:
         positions_T = layout.positions + self.first_position
-        with attention.packed(layout):
-            out = self.model(input_ids=ids_T[None], position_ids=positions_T[None], **self._no_cache())
+        out = self.model(
+            input_ids=ids_T[None], position_ids=positions_T[None], packed_layout=layout, **self._no_cache()
+        )
         hidden_TD: Tensor = out.last_hidden_state[0]
         return hidden_TD
 
@@ -206,7 +165,7 @@ def load_model(base: PretrainedModel, dtype: torch.dtype) -> Any:
 
 
 def _pool(hidden_TD: Tensor, layout: PackedLayout, pooling: str) -> Tensor:
-    """Return one vector a text, [n, D], in the order in which the texts were given."""
+    """Return one vector per text, [n, D], in the order in which the texts were given."""
     if pooling == "cls":
         return hidden_TD.index_select(0, layout.starts)
     if pooling == "lasttoken":

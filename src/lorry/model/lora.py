@@ -9,40 +9,38 @@ LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorry.errors import UserError
-
-# What architectures call query, key and value (or their product in one matrix).
-QUERY_KEY_VALUE = (
-    "query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "q", "k", "v",
-    "Wqkv", "qkv_proj", "query_key_value", "c_attn",
-)  # fmt: skip
+from lorry.model.architectures import architecture_of
 
 
-def find_targets(model: nn.Module, asked: str) -> list[str]:
+def find_targets(model: Any, asked: str) -> list[str]:
     """Return the full names of the modules that get adapters.
 
     Args:
-        model: The base model.
+        model: The base model, of transformers.
         asked: Comma-separated name endings; empty for query, key and value of every layer.
 
     Raises:
         UserError: Nothing matches; the message lists what there is.
     """
-    endings = [part.strip() for part in asked.split(",") if part.strip()] or list(QUERY_KEY_VALUE)
+    endings = [part.strip() for part in asked.split(",") if part.strip()]
+    endings = endings or list(architecture_of(model.config.model_type).query_key_value)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     unmatched = [end for end in endings if not any(_ends(name, end) for name in linear)] if asked else []
     found = [name for name in linear if any(_ends(name, end) for end in endings)]
     if unmatched or not found:
         kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in linear})
-        what = (
-            f"lora_targets {', '.join(unmatched)} matches no linear module" if asked else "no query, key or value found"
+        cause = f"lora_targets {', '.join(unmatched)} matches no linear module"
+        raise UserError(
+            cause if asked else "no query, key or value module found",
+            f"Give lora_targets as endings of: {', '.join(kinds)}.",
         )
-        raise UserError(what, f"Give lora_targets as endings of: {', '.join(kinds)}.")
     return found
 
 
@@ -113,7 +111,10 @@ class FusedLoRA(torch.autograd.Function):
 
 
 class FusedProjections:
-    """Projections of one parent that read the same input; the first call computes them all."""
+    """Projections of one parent that read the same input; the first call computes them all.
+
+    What the later calls will ask for is kept for each thread by itself, until they have asked or `clear` is called.
+    """
 
     def __init__(self, layers: list[Any]) -> None:
         self.layers = layers
@@ -124,17 +125,21 @@ class FusedProjections:
         for base, rows in zip(bases, self.weight.split(self.sizes), strict=True):
             base.weight.data = rows  # the same memory: fusing costs none
         self.scales = [layer.scaling["default"] for layer in layers]
-        self.input: Tensor | None = None
-        self.outputs: dict[int, Tensor] = {}
+        self.pending = _Pending()
 
     def project(self, index: int, x: Tensor) -> Tensor:
         """Return projection `index` of x [..., in]."""
-        if self.input is not x or index not in self.outputs:
-            self.input, self.outputs = x, dict(enumerate(self._all(x)))
-        output = self.outputs.pop(index)
-        if not self.outputs:
-            self.input = None  # let go of the graph
+        pending = self.pending
+        if pending.input is not x or index not in pending.outputs:
+            pending.input, pending.outputs = x, dict(enumerate(self._all(x)))
+        output = pending.outputs.pop(index)
+        if not pending.outputs:
+            pending.input = None  # releases the graph
         return output
+
+    def clear(self) -> None:
+        """Forget what this thread computed and did not use: a forward pass that failed must not feed the next."""
+        self.pending.input, self.pending.outputs = None, {}
 
     def _all(self, x: Tensor) -> tuple[Tensor, ...]:
         adapters = [
@@ -145,26 +150,40 @@ class FusedProjections:
         return outputs
 
 
-def fuse(model: nn.Module) -> None:
-    """Replace the arithmetic of every PEFT linear layer of `model` by the fused product; idempotent in effect."""
+class _Pending(threading.local):
+    """Outputs computed and not yet used, by index, and the input that they belong to; one of each per thread."""
+
+    def __init__(self) -> None:
+        self.input: Tensor | None = None
+        self.outputs: dict[int, Tensor] = {}
+
+
+def fuse(model: Any) -> list[FusedProjections]:
+    """Replace the arithmetic of every PEFT linear layer of `model` by the fused product; idempotent in effect.
+
+    Returns:
+        The fused projections; call their `clear` after a forward pass that raised.
+    """
     from peft.tuners.lora import Linear
 
-    families: dict[str, list[Any]] = {}
+    query_key_value = architecture_of(model.config.model_type).query_key_value
+    siblings: dict[str, list[Any]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             parent, leaf = name.rpartition(".")[::2]
-            kind = "qkv" if leaf in QUERY_KEY_VALUE else leaf
+            kind = "qkv" if leaf in query_key_value else leaf
             size = module.get_base_layer().in_features
             has_bias = module.get_base_layer().bias is not None
-            families.setdefault(f"{parent}.{kind}.{size}.{has_bias}", []).append(module)
-    for layers in families.values():
-        siblings = FusedProjections(layers)
-        for index, layer in enumerate(layers):
-            layer.forward = _bound(siblings, index)
+            siblings.setdefault(f"{parent}.{kind}.{size}.{has_bias}", []).append(module)
+    fused = [FusedProjections(layers) for layers in siblings.values()]
+    for projections in fused:
+        for index, layer in enumerate(projections.layers):
+            layer.forward = _bound(projections, index)
+    return fused
 
 
-def _bound(siblings: FusedProjections, index: int) -> Any:
+def _bound(projections: FusedProjections, index: int) -> Any:
     def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return siblings.project(index, x)
+        return projections.project(index, x)
 
     return forward

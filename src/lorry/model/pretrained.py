@@ -7,6 +7,7 @@ config_sentence_transformers.json. A plain transformers folder gets mean pooling
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from dataclasses import dataclass, field
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from lorry.errors import UserError
+from lorry.model.architectures import Architecture, architecture_of
 from lorry.names import BUNDLED_MODEL_ID
 
 POOLINGS = ("mean", "cls", "lasttoken")
-# What the prompt of a text that is searched is called.
+# Names that models give the prompt of a product text.
 TEXT_PROMPTS = ("document", "passage", "corpus")
-# Beyond this a text costs more than it tells; a longer limit must be asked for by name.
-LONGEST_DEFAULT = 512
+# Longer texts cost more than they tell; a higher limit must be asked for with --max_length.
+DEFAULT_MAX_LENGTH = 512
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,24 @@ class PretrainedModel:
     normalize: bool = True
     query_prompt: str = ""
     text_prompt: str = ""
-    max_length: int = LONGEST_DEFAULT
+    max_length: int = DEFAULT_MAX_LENGTH
     lower_case: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
-    kind: str = ""
+    model_type: str = ""
     """Architecture, as config.json names it."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """Return what Lorry must know of the architecture."""
+        return architecture_of(self.model_type)
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the weight files."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
 
 def find_pretrained(name: str, max_length: int = 0) -> PretrainedModel:
@@ -46,7 +61,7 @@ def find_pretrained(name: str, max_length: int = 0) -> PretrainedModel:
 
     Args:
         name: A Hub id, a folder, or `bundled`.
-        max_length: Most tokens a text; 0 for the model's own limit.
+        max_length: Maximum tokens per text; 0 for the model's own limit.
 
     Raises:
         UserError: There is no such model, it has no safetensors weights, or it needs what Lorry cannot do.
@@ -77,7 +92,7 @@ def find_pretrained(name: str, max_length: int = 0) -> PretrainedModel:
         max_length=_max_length(folder, config, sentence.get("max_seq_length"), max_length),
         lower_case=bool(sentence.get("do_lower_case", False)),
         prompts=prompts,
-        kind=str(config.get("model_type", "")),
+        model_type=str(config.get("model_type", "")),
     )
 
 
@@ -150,12 +165,11 @@ def _pooling(folder: Path, modules: list[dict[str, str]], name: str) -> str:
 
 
 def _max_length(folder: Path, config: dict[str, Any], own: int | None, asked: int) -> int:
-    positions = int(config.get("max_position_embeddings") or LONGEST_DEFAULT)
-    if config.get("model_type") in {"roberta", "xlm-roberta", "mpnet", "camembert"}:
-        positions -= 2  # these count positions from padding_idx + 1
+    positions = int(config.get("max_position_embeddings") or DEFAULT_MAX_LENGTH)
+    positions -= architecture_of(str(config.get("model_type"))).reserved_positions
     if asked > positions:
         raise UserError(f"max_length is {asked}", f"This model has {positions} positions: give that or less.")
     if own is None:  # newer sentence-transformers leaves it to the tokenizer
         tokenizer = _read_json(folder / "tokenizer_config.json")
-        own = int(min(tokenizer.get("model_max_length") or LONGEST_DEFAULT, LONGEST_DEFAULT))
+        own = int(min(tokenizer.get("model_max_length") or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH))
     return asked or min(own, positions)

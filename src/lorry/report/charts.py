@@ -1,7 +1,7 @@
 """The report's charts as inline SVG.
 
-Colours are CSS variables of the page, so that one chart serves light and dark; text stays text. matplotlib is used
-without pyplot: no global state, no display.
+Colours are CSS variables of the page, so that one chart works in light and dark mode, and text stays text. matplotlib
+is used without pyplot: no global state, no display.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# matplotlib draws in these stand-ins; the page gets the CSS colour.
+# matplotlib draws in placeholder colours; the page gets the CSS colours.
 _COLOURS = {
     "#010101": "currentColor",
     "#020202": "var(--line)",
@@ -46,7 +46,7 @@ _STYLE = {
     "ytick.major.size": 0,
     "legend.frameon": False,
 }
-_MOST_POINTS = 500
+_MAX_POINTS = 500
 
 
 def loss_curve(log: Sequence[Mapping[str, Any]]) -> str:
@@ -73,10 +73,10 @@ def metric_curve(log: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> 
 
     Args:
         log: The lines of `training.jsonl`.
-        names: Metrics to draw and what to call them.
+        names: Titles of the metrics to draw, by metric.
     """
-    curves = {shown: _series(log, name) for name, shown in names.items()}
-    curves = {shown: curve for shown, curve in curves.items() if len(curve[0]) > 1}
+    curves = {title: _series(log, name) for name, title in names.items()}
+    curves = {title: curve for title, curve in curves.items() if len(curve[0]) > 1}
     if not curves:
         return ""
 
@@ -84,8 +84,8 @@ def metric_curve(log: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> 
         axes = figure.add_subplot()
         axes.axhline(0, color=_INK, lw=0.8)
         styles = zip(("-", "--", ":"), (_TUNED, _BASE, _INK), strict=True)
-        for (shown, (step, value)), (dashes, colour) in zip(curves.items(), styles, strict=False):
-            axes.plot(step, value - value[0], color=colour, ls=dashes, lw=1.4, marker="o", ms=4, label=shown)
+        for (title, (step, value)), (dashes, colour) in zip(curves.items(), styles, strict=False):
+            axes.plot(step, value - value[0], color=colour, ls=dashes, lw=1.4, marker="o", ms=4, label=title)
         axes.legend()
         axes.set(xlabel="step", ylabel="change")
 
@@ -93,14 +93,14 @@ def metric_curve(log: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> 
 
 
 def similarity_by_label(label_names: Sequence[str], label: np.ndarray, base: np.ndarray, tuned: np.ndarray) -> str:
-    """Return the spread of the cosine similarities for each label, before and after.
+    """Return the spread of the cosine similarities for each label, under both models.
 
     A thin line runs from the 5th to the 95th percentile, a thick one from the 25th to the 75th, the dot is the median.
-    Labels of fewer than one pair in 200 are left out.
+    Labels with fewer than 0.5% of the pairs are left out.
 
     Args:
         label_names: Names of the labels, best first.
-        label: Row in `label_names` of each pair, [N].
+        label: Index into `label_names` of each pair, [N].
         base: Similarity under the base model, [N].
         tuned: Similarity under the tuned model, [N].
     """
@@ -109,10 +109,10 @@ def similarity_by_label(label_names: Sequence[str], label: np.ndarray, base: np.
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for row, which in enumerate(shown):
+        for row, index in enumerate(shown):
             for score, colour, shift in ((base, _BASE, -0.16), (tuned, _TUNED, 0.16)):
-                _spread(axes, score[label == which], row + shift, colour)
-        axes.set_yticks(range(len(shown)), [f"{_short(label_names[which])}  ({pairs[which]:,})" for which in shown])
+                _spread(axes, score[label == index], row + shift, colour)
+        axes.set_yticks(range(len(shown)), [f"{_short(label_names[index])}  ({pairs[index]:,})" for index in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("cosine similarity of query and product")
@@ -123,10 +123,10 @@ def similarity_by_label(label_names: Sequence[str], label: np.ndarray, base: np.
 
 
 def _spread(axes: Axes, score: np.ndarray, height: float, colour: str) -> None:
-    low, lower, middle, upper, high = np.percentile(score, (5, 25, 50, 75, 95))
+    low, lower, median, upper, high = np.percentile(score, (5, 25, 50, 75, 95))
     axes.plot([low, high], [height, height], color=colour, lw=1, solid_capstyle="butt")
     axes.plot([lower, upper], [height, height], color=colour, lw=5, solid_capstyle="butt")
-    axes.plot([middle], [height], color=colour, marker="o", ms=6, mec=_PAPER, mew=1)
+    axes.plot([median], [height], color=colour, marker="o", ms=6, mec=_PAPER, mew=1)
 
 
 def _series(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -136,8 +136,8 @@ def _series(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np
 
 
 def _thinned(step: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average neighbours until at most 500 points are left: a long run's page stays small."""
-    parts = min(len(step), _MOST_POINTS)
+    """Average neighbours down to `_MAX_POINTS`, so that the page of a long run stays small."""
+    parts = min(len(step), _MAX_POINTS)
     if parts == 0:
         return step, value
     mean = [
@@ -151,16 +151,16 @@ def _short(name: str) -> str:
     return name if len(name) <= 24 else name[:23] + "…"
 
 
-def _svg(draw: Any, height: float) -> str:
-    """Return what `draw` puts on a figure of 4.6 by `height` inches, ready to stand in the page."""
+def _svg(draw: Callable[[Figure], None], height: float) -> str:
+    """Return what `draw` puts on a figure of 4.6 by `height` inches, as an element to place in the page."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    salt = f"{draw.__qualname__}"  # ids of clip paths must differ between the charts of a page
+    salt = draw.__qualname__  # ids of clip paths must differ between the charts of a page
     out = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # glyphs that matplotlib's font lacks: the browser has them
+        warnings.simplefilter("ignore", UserWarning)  # glyphs missing from matplotlib's font: the browser has them
         figure = Figure(figsize=(4.6, height), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure)
@@ -172,6 +172,6 @@ def _svg(draw: Any, height: float) -> str:
     svg = re.sub(r' id="[^"]*_\d+"', "", svg)  # names like axes_1, the same in every chart
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    for stand_in, colour in _COLOURS.items():
-        svg = svg.replace(stand_in, colour)
+    for placeholder, colour in _COLOURS.items():
+        svg = svg.replace(placeholder, colour)
     return svg.strip()

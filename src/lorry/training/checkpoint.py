@@ -27,7 +27,7 @@ log = logging.getLogger("lorry")
 
 KEPT = 2  # checkpoints: the newest, and one in case it is cut short
 # Hyperparameters that may differ between the run that stopped and the one that continues it.
-FREE = {
+NOT_COMPARED = {
     "train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir", "eval_batch_size", "log_every",
     "checkpoint_every", "on_stop",
 }  # fmt: skip
@@ -35,7 +35,7 @@ FREE = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run's state after `step` updates."""
+    """A run's state after `step` optimizer steps."""
 
     step: int
     adapters: dict[str, Tensor]
@@ -59,7 +59,7 @@ class CheckpointStore:
             model: Fingerprint of the base model.
         """
         self.folder = folder
-        settings = {name: value for name, value in as_dict(config).items() if name not in FREE}
+        settings = {name: value for name, value in as_dict(config).items() if name not in NOT_COMPARED}
         self.identity = {"training data": data, "base model": model, **settings}
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -103,7 +103,7 @@ class CheckpointStore:
         for folder in reversed(self._names()):
             state = _read_state(folder)
             if state is None:
-                log.warning("checkpoint %s is incomplete: taking the one before", folder.name)
+                log.warning("checkpoint %s is incomplete and is skipped", folder.name)
                 continue
             self._check(folder, state["identity"])
             lines = (folder / "training.jsonl").read_text("utf-8").splitlines()
@@ -128,8 +128,8 @@ class CheckpointStore:
                 for name in differ
             )
             raise UserError(
-                f"checkpoint {folder} is of another run: {shown} differ",
-                "Train with what it was made with, or give another --checkpoint_dir.",
+                f"checkpoint {folder} belongs to another run: {shown} differ",
+                "Train with the same data and options, or give another --checkpoint_dir.",
             )
 
 

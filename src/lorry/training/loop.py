@@ -1,7 +1,7 @@
 """The training loop, top to bottom.
 
 A step: the batch's unique queries and texts are encoded in one forward pass, the loss compares them, AdamW updates the
-adapters. A batch too large for one pass is encoded in parts and still makes the same update (see `step.py`); how many
+adapters. A batch too large for one pass is encoded in parts and still makes the same update (see `update.py`); how many
 tokens fit is measured before the first step, and halved where memory runs out all the same.
 """
 
@@ -9,32 +9,29 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
-from lorry.evaluation.scoring import SplitScores
-from lorry.model.encoder import Encoder
-from lorry.model.tokens import TokenizedTexts
 from lorry.signals import StopRequestedError
+from lorry.training.batches import make_batch
 from lorry.training.checkpoint import Checkpoint, CheckpointStore, optimizer_moments, restore_moments
 from lorry.training.memory import tokens_that_fit
 from lorry.training.progress import TrainingLog
-from lorry.training.update import make_batch, update_within_memory
+from lorry.training.update import Trainer
 
 log = logging.getLogger("lorry")
+
+Validate = Callable[[], tuple[float, dict[str, float]]]
+"""Returns the loss and the metrics of the validation pairs."""
 
 
 @dataclass
@@ -45,152 +42,130 @@ class Progress:
     pairs: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    micro_batch_tokens: int = 0
-    """Most tokens of a forward pass, 0 for any number: kept, so that a run that goes on cuts its batches alike."""
+    micro_batch_tokens: int | None = None
+    """Maximum tokens of a forward pass: kept, so that a run that continues divides its batches in the same way."""
     stopped: bool = False
 
 
 def fit(
-    encoder: Encoder,
-    texts: TokenizedTexts,
+    trainer: Trainer,
     pairs: Pairs,
-    config: TrainConfig,
+    sampler: BatchSampler,
+    training_log: TrainingLog,
     *,
-    accelerator: Accelerator,
-    journal: TrainingLog,
-    plan: BatchSampler,
-    validate: Callable[[], SplitScores],
+    validate: Validate,
     store: CheckpointStore | None = None,
     stop: threading.Event | None = None,
 ) -> Progress:
     """Train the encoder's adapters.
 
     Args:
-        encoder: With adapters; they are changed in place.
-        texts: Tokens of the pairs' queries and texts.
+        trainer: Makes the optimizer steps; its adapters are changed in place.
         pairs: What to learn from.
-        config: The hyperparameters.
-        accelerator: Device and backward pass.
-        journal: Where progress is told.
-        plan: The batches.
-        validate: Scores the validation pairs; called at the end of every epoch.
+        sampler: Says which pairs make which batch.
+        training_log: Where progress is logged.
+        validate: Called at the end of every epoch.
         store: Checkpoints; the newest is continued.
-        stop: Finish the step, write a checkpoint and return when this is set.
+        stop: When this is set, the step is finished, a checkpoint written, and training ends.
 
     Returns:
-        What was done, with `stopped` where it ended early.
+        What was done, with `stopped` set where it ended early.
+
+    Raises:
+        UserError: The loss is no longer finite, a checkpoint belongs to another run, or memory or disk is too small.
     """
-    weights = encoder.adapters()
-    optimizer = torch.optim.AdamW(list(weights.values()), lr=config.lr, weight_decay=config.weight_decay, foreach=True)
-    # fp16 gradients underflow without a scale; the masters and their gradients are fp32.
-    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=encoder.precision == "fp16")
+    config, texts, device = trainer.config, trainer.texts, trainer.accelerator.device
     losses: list[Tensor] = []  # since the last logged line
-    progress = _resume(store, weights, optimizer, scaler, journal, losses)
-    most = config.micro_batch_tokens or progress.micro_batch_tokens or tokens_that_fit(encoder, texts)
-    journal.start(progress.step)
+    progress = _resume(store, trainer, training_log, losses)
+    trainer.max_tokens = (
+        config.micro_batch_tokens or progress.micro_batch_tokens or tokens_that_fit(trainer.encoder, texts)
+    )
+
+    def save() -> None:
+        if store is not None:
+            store.save(_checkpoint(trainer, progress, training_log, losses))
+
     began = time.perf_counter() - progress.seconds
-
-    while not progress.stopped:
-        epoch = progress.step / plan.steps_per_epoch
-        if progress.step and progress.step % plan.steps_per_epoch == 0 and not journal.evaluated(progress.step):
-            paused = time.perf_counter()
-            try:
-                scored = validate()
-            except StopRequestedError:  # a continued run evaluates here first
-                progress.stopped = True
-                if store is not None:
-                    store.save(_checkpoint(progress, weights, optimizer, scaler, journal, losses))
+    with training_log.running(progress.step):
+        while not progress.stopped:
+            at_epoch_end = progress.step > 0 and progress.step % sampler.steps_per_epoch == 0
+            if at_epoch_end and not training_log.evaluated(progress.step):
+                paused = time.perf_counter()
+                try:
+                    loss, metrics = validate()
+                except StopRequestedError:  # a continued run evaluates here first
+                    progress.stopped = True
+                    save()
+                    break
+                epoch = progress.step / sampler.steps_per_epoch
+                training_log.evaluate(progress.step, epoch=epoch, split="validation", loss=loss, metrics=metrics)
+                began += time.perf_counter() - paused
+            if progress.step == sampler.steps:
                 break
-            journal.evaluate(
-                progress.step, epoch=epoch, split="validation", loss=scored.loss or 0.0, metrics=scored.metrics
-            )
-            began += time.perf_counter() - paused
-        if progress.step == plan.steps:
-            break
-        batch = make_batch(texts, pairs, plan.batch(progress.step), accelerator.device)
-        optimizer.param_groups[0]["lr"] = rate = learning_rate(progress.step, plan.steps, config)
-        loss, most = update_within_memory(encoder, texts, batch, config, progress.step, accelerator, scaler, most)
-        losses.append(loss)
-        scaler.unscale_(optimizer)
-        accelerator.clip_grad_norm_(weights.values(), config.max_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
+            batch = make_batch(texts, pairs, sampler.batch(progress.step), device)
+            lr = learning_rate(progress.step, sampler.steps, config)
+            losses.append(trainer.step(batch, progress.step, lr))
 
-        progress.step, progress.micro_batch_tokens = progress.step + 1, most
-        progress.pairs += batch.pairs
-        progress.tokens += int(texts.lengths_of(batch.rows).sum())
-        progress.seconds = time.perf_counter() - began
-        journal.step(progress.step, batch.pairs)
-        if progress.step % config.log_every == 0 or progress.step == plan.steps:
-            epoch = progress.step / plan.steps_per_epoch
-            mean = torch.stack(losses).mean().item()
-            if not math.isfinite(mean):
-                raise UserError(
-                    f"training loss is {mean} at step {progress.step}", "Lower lr, or take another precision."
-                )
-            journal.train(progress.step, epoch=epoch, loss=mean, rate=rate)
-            losses.clear()
-        progress.stopped = stop is not None and stop.is_set()
-        due = progress.step % config.checkpoint_every == 0 or progress.step == plan.steps
-        if store is not None and (due or progress.stopped):
-            store.save(_checkpoint(progress, weights, optimizer, scaler, journal, losses))
-    journal.close()
+            progress.step += 1
+            progress.micro_batch_tokens = trainer.max_tokens
+            progress.pairs += batch.pairs
+            progress.tokens += int(texts.lengths_of(batch.rows).sum())
+            progress.seconds = time.perf_counter() - began
+            training_log.step(batch.pairs)
+            at_end = progress.step == sampler.steps
+            if at_end or progress.step % config.log_every == 0:
+                epoch = progress.step / sampler.steps_per_epoch
+                training_log.train(progress.step, epoch=epoch, loss=_mean(losses, progress.step), lr=lr)
+                losses.clear()
+            progress.stopped = stop is not None and stop.is_set()
+            if at_end or progress.stopped or progress.step % config.checkpoint_every == 0:
+                save()
     return progress
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Return the rate of update `step`: a linear rise over the warm-up, then a linear fall towards 0."""
+    """Return the learning rate of a step: a linear rise over the warm-up, then a linear fall towards 0."""
     rise = int(steps * config.warmup)
     share = (step + 1) / (rise + 1) if step < rise else (steps - step) / max(steps - rise, 1)
     return config.lr * share
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the most memory used so far, in bytes: the device's on CUDA, the process's elsewhere."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+def _mean(losses: list[Tensor], step: int) -> float:
+    mean = torch.stack(losses).mean().item()
+    if not math.isfinite(mean):
+        raise UserError(f"training loss is {mean} at step {step}", "Lower lr, or take another precision.")
+    return mean
 
 
 def _resume(
-    store: CheckpointStore | None,
-    weights: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    journal: TrainingLog,
-    losses: list[Tensor],
+    store: CheckpointStore | None, trainer: Trainer, training_log: TrainingLog, losses: list[Tensor]
 ) -> Progress:
     checkpoint = store.load() if store is not None else None
     if checkpoint is None:
         return Progress()
-    for name, weight in weights.items():
+    for name, weight in trainer.weights.items():
         weight.data.copy_(checkpoint.adapters[name])
-    restore_moments(optimizer, list(weights), checkpoint.moments)
-    if checkpoint.progress["scaler"]:
-        scaler.load_state_dict(checkpoint.progress["scaler"])
-    journal.lines = checkpoint.log_lines
-    losses.extend(torch.tensor(loss) for loss in checkpoint.progress["losses"])
+    restore_moments(trainer.optimizer, list(trainer.weights), checkpoint.moments)
+    if trainer.accelerator.scaler is not None and checkpoint.progress["scaler"]:
+        trainer.accelerator.scaler.load_state_dict(checkpoint.progress["scaler"])
+    training_log.lines = checkpoint.log_lines
+    losses.extend(torch.tensor(loss, device=trainer.accelerator.device) for loss in checkpoint.progress["losses"])
     log.info("continuing after step %d", checkpoint.step)
-    counters: dict[str, Any] = checkpoint.progress["counters"]
-    return Progress(**counters)
+    return Progress(**checkpoint.progress["counters"])
 
 
-def _checkpoint(
-    progress: Progress,
-    weights: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    journal: TrainingLog,
-    losses: list[Tensor],
-) -> Checkpoint:
-    names = ("step", "pairs", "tokens", "seconds", "micro_batch_tokens")
-    counters = {name: getattr(progress, name) for name in names}
+def _checkpoint(trainer: Trainer, progress: Progress, training_log: TrainingLog, losses: list[Tensor]) -> Checkpoint:
+    counters = asdict(progress)
+    del counters["stopped"]
+    scaler = trainer.accelerator.scaler
     return Checkpoint(
         progress.step,
-        {name: weight.detach().cpu().contiguous() for name, weight in weights.items()},
-        optimizer_moments(optimizer, list(weights)),
-        {"counters": counters, "scaler": scaler.state_dict(), "losses": [loss.item() for loss in losses]},
-        journal.lines,
+        {name: weight.detach().cpu().contiguous() for name, weight in trainer.weights.items()},
+        optimizer_moments(trainer.optimizer, list(trainer.weights)),
+        {
+            "counters": counters,
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "losses": [loss.item() for loss in losses],
+        },
+        training_log.lines,
     )

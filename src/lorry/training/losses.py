@@ -68,7 +68,7 @@ def cosent_loss(cosine_B: Tensor, gain_B: Tensor, scale: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PairLabels:
-    """The judged pairs of a batch, as indices into its unique queries and texts."""
+    """The labels of a batch's pairs, with indices into its unique queries and texts."""
 
     query_B: Tensor
     text_B: Tensor
@@ -76,25 +76,25 @@ class PairLabels:
     relevant_B: Tensor
 
 
-def batch_loss(config: TrainConfig, query_QD: Tensor, text_ND: Tensor, judged: PairLabels) -> Tensor:
+def batch_loss(config: TrainConfig, query_QD: Tensor, text_ND: Tensor, labels: PairLabels) -> Tensor:
     """Return the loss that `config` asks for.
 
     Args:
         config: Says which loss, and its constants.
         query_QD: Embeddings of the batch's unique queries.
         text_ND: Embeddings of its unique texts.
-        judged: Its pairs.
+        labels: Its pairs.
     """
     query_QD, text_ND = functional.normalize(query_QD, dim=-1), functional.normalize(text_ND, dim=-1)
-    cosine_B = (query_QD[judged.query_B] * text_ND[judged.text_B]).sum(-1)
+    cosine_B = (query_QD[labels.query_B] * text_ND[labels.text_B]).sum(-1)
     if config.loss == "cosine":
-        return cosine_loss(cosine_B, judged.relevant_B)
+        return cosine_loss(cosine_B, labels.relevant_B)
     loss = cosine_B.new_zeros(())
     if "infonce" in config.loss:
         loss = loss + infonce_loss(
-            query_QD, text_ND, judged.query_B, judged.text_B, judged.relevant_B, config.temperature
+            query_QD, text_ND, labels.query_B, labels.text_B, labels.relevant_B, config.temperature
         )
     if "cosent" in config.loss:
         weight = config.cosent_weight if "infonce" in config.loss else 1.0
-        loss = loss + weight * cosent_loss(cosine_B, judged.gain_B, config.cosent_scale)
+        loss = loss + weight * cosent_loss(cosine_B, labels.gain_B, config.cosent_scale)
     return loss

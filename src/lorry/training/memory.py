@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import resource
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -15,28 +18,31 @@ from lorry.model.tokens import TokenizedTexts
 log = logging.getLogger("lorry")
 
 PROBE_TOKENS = 1024
-# Share of the free memory that activations may take; the rest is for gradients on their way and for other processes.
+# Share of the free memory that activations may take; the rest is for gradients in transit and for other processes.
 SHARE = 0.6
+# Limit, use and statistics of a container's memory, by the second and the first version of control groups.
+CONTROL_GROUPS = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
 
 
 def tokens_that_fit(encoder: Encoder, texts: TokenizedTexts) -> int:
-    """Return the most tokens of a forward pass that training has memory for; 0 where free memory is not known.
+    """Return the maximum number of tokens in a forward pass that training has memory for, at least 1.
 
     Args:
         encoder: With adapters.
-        texts: Those that it will be trained on; the longest are tried, for a token costs most in them.
+        texts: Those that it will be trained on; the longest are tried, since a token costs most in them.
     """
-    free = free_memory(encoder.device)
-    if not free:
-        return 0
     lengths = texts.lengths
     longest = np.argpartition(lengths, -min(len(lengths), PROBE_TOKENS))[-PROBE_TOKENS:]
     longest = longest[np.argsort(-lengths[longest], kind="stable")]
     rows = longest[: max(1, int((np.cumsum(lengths[longest]) <= PROBE_TOKENS).sum()))]
     kept = bytes_kept(encoder, texts, rows) / int(lengths[rows].sum())
-    most = int(SHARE * free / kept)
-    log.debug("a token keeps %.0f KB, %.1f GB are free: %d tokens fit", kept / 1e3, free / 1e9, most)
-    return most
+    free = free_memory(encoder.device)
+    fit = max(1, int(SHARE * free / kept))
+    log.debug("a token keeps %.0f KB, %.1f GB are free: %d tokens fit", kept / 1e3, free / 1e9, fit)
+    return fit
 
 
 def bytes_kept(encoder: Encoder, texts: TokenizedTexts, rows: np.ndarray) -> int:
@@ -58,29 +64,41 @@ def bytes_kept(encoder: Encoder, texts: TokenizedTexts, rows: np.ndarray) -> int
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the memory that this process can still take on the device, in bytes; 0 where that is not known."""
+    """Return the memory that this process can still take on the device, in bytes, at least 1."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    free = []
-    try:
-        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
-        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    except OSError:
-        return 0  # no Linux
-    groups = [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")]
-    for limit, used in groups:  # of a container, by the second and the first version of control groups
+        return max(1, int(torch.cuda.mem_get_info(device)[0]) + unused)
+    free: list[int] = [psutil.virtual_memory().available]
+    for limit, used, statistics in CONTROL_GROUPS:  # psutil knows the machine's memory, not the container's
         try:
-            free.append(int(_of_group(limit)) - int(_of_group(used)))
+            free.append(int(_read(limit)) - int(_read(used)) + _file_cache(statistics))
         except (OSError, ValueError):  # no such group, or no limit ("max")
             continue
-    return max(min(free), 1)
+    return max(1, min(free))
 
 
-def _of_group(name: str) -> str:
+def _file_cache(statistics: str) -> int:
+    """Return the bytes of files that the kernel keeps in the container's memory and gives up when asked."""
+    try:
+        lines = (line.split() for line in _read(statistics).splitlines())
+        found = {name: int(value) for name, value in lines}
+    except (OSError, ValueError):
+        return 0
+    return found.get("total_inactive_file", found.get("inactive_file", 0))
+
+
+def _read(name: str) -> str:
     return Path("/sys/fs/cgroup", name).read_text("utf-8")
 
 
-def is_exhausted(error: RuntimeError) -> bool:
-    """Tell whether an error of PyTorch's says that memory, of the GPU or of the machine, ran out."""
+def peak_memory(device: torch.device) -> int:
+    """Return the maximum memory used so far, in bytes: the device's on CUDA, the process's elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error of PyTorch says that memory, of the GPU or of the machine, ran out."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,131 +1,120 @@
-"""One update: a batch's pairs, the gradients of its loss, and what to do where memory does not hold it whole."""
+"""One optimizer step: the gradients of a batch's loss, and what to do where memory cannot hold the batch at once."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 
 from lorry.config import TrainConfig
-from lorry.data.pairs import Pairs
 from lorry.errors import UserError
-from lorry.evaluation.scoring import judge
 from lorry.model.encoder import Encoder
 from lorry.model.tokens import TokenizedTexts
-from lorry.training.losses import PairLabels, batch_loss
-from lorry.training.memory import is_exhausted
+from lorry.training.batches import Batch
+from lorry.training.losses import batch_loss
+from lorry.training.memory import is_out_of_memory
 
 log = logging.getLogger("lorry")
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Pairs of a batch and the unique texts they need."""
+@dataclass
+class Trainer:
+    """What every optimizer step works with; the adapters of `encoder` are changed in place."""
 
-    rows: np.ndarray
-    """[n] rows in the table of texts: the unique queries, then the unique product texts."""
-    queries: int
-    judged: PairLabels
-    pairs: int
+    encoder: Encoder
+    texts: TokenizedTexts
+    config: TrainConfig
+    accelerator: Accelerator
+    max_tokens: int | None = None
+    """Maximum tokens of a forward pass; None for no limit. Halved where memory runs out."""
+    weights: dict[str, torch.nn.Parameter] = field(init=False)
+    """The adapters by name, fp32."""
+    optimizer: AcceleratedOptimizer = field(init=False)
 
-
-def make_batch(texts: TokenizedTexts, pairs: Pairs, chosen: np.ndarray, device: torch.device) -> Batch:
-    """Gather what a step needs of the chosen pairs: each unique text once."""
-    queries, query = np.unique(pairs.query[chosen], return_inverse=True)
-    products, text = np.unique(pairs.text[chosen], return_inverse=True)
-    rows = np.concatenate([queries, products.astype(np.int64) + texts.queries])
-    return Batch(rows, len(queries), judge(pairs, chosen, query, text, device), len(chosen))
-
-
-def update_within_memory(
-    encoder: Encoder,
-    texts: TokenizedTexts,
-    batch: Batch,
-    config: TrainConfig,
-    step: int,
-    accelerator: Accelerator,
-    scaler: torch.amp.GradScaler,
-    most: int,
-) -> tuple[Tensor, int]:
-    """Call `update`; where memory runs out, again with parts of half the tokens, as often as it takes.
-
-    Returns:
-        The loss, and the most tokens of a part that there was memory for.
-
-    Raises:
-        UserError: Not even one text at a time fits.
-    """
-    lengths = texts.lengths_of(batch.rows)
-    while True:
-        try:
-            return update(encoder, texts, batch, config, step, accelerator, scaler, most), most
-        except RuntimeError as error:
-            if not is_exhausted(error):
-                raise
-        tokens, longest = min(most or int(lengths.sum()), int(lengths.sum())), int(lengths.max())
-        if tokens <= longest:
-            raise UserError(
-                f"there is no memory for a single text of {longest} tokens",
-                "Lower max_length, or take a smaller model.",
+    def __post_init__(self) -> None:
+        self.weights = self.encoder.adapters()
+        self.optimizer = self.accelerator.prepare(
+            torch.optim.AdamW(
+                list(self.weights.values()), lr=self.config.lr, weight_decay=self.config.weight_decay, foreach=True
             )
-        for weight in encoder.adapters().values():
-            weight.grad = None  # what came of the parts before
-        if encoder.device.type == "cuda":
-            torch.cuda.empty_cache()
-        most = max(tokens // 2, longest)
-        log.warning("memory ran out on %d tokens: from now on at most %d go in one forward pass", tokens, most)
+        )
 
+    def step(self, batch: Batch, step: int, lr: float) -> Tensor:
+        """Make optimizer step number `step` on a batch at this learning rate, and return the batch's loss.
 
-def update(
-    encoder: Encoder,
-    texts: TokenizedTexts,
-    batch: Batch,
-    config: TrainConfig,
-    step: int,
-    accelerator: Accelerator,
-    scaler: torch.amp.GradScaler,
-    most: int = 0,
-) -> Tensor:
-    """Add the gradients of the batch's loss to the adapters and return the loss.
+        Raises:
+            UserError: There is not even memory for one text at a time.
+        """
+        self.optimizer.param_groups[0]["lr"] = lr
+        loss = self._backward_within_memory(batch, step)
+        self.accelerator.clip_grad_norm_(self.weights.values(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss
 
-    A batch of more than `most` tokens (0: any number) is encoded in parts: first without a graph, to get the loss and
-    its gradient at every embedding; then part by part with one, each pulling its own share back. In-batch losses need
-    this, since they compare texts of different parts. Gao et al. 2021 (GradCache), https://arxiv.org/abs/2101.06983
-    """
+    def backward(self, batch: Batch, step: int) -> Tensor:
+        """Add the gradients of the batch's loss to the adapters and return the loss.
 
-    def loss_of(embeddings_ND: Tensor) -> Tensor:
-        query_QD, text_ND = embeddings_ND.split([batch.queries, len(batch.rows) - batch.queries])
-        return batch_loss(config, query_QD, text_ND, batch.judged)
-
-    lengths = texts.lengths_of(batch.rows)
-    parts = encoder.split(lengths, most) if most and lengths.sum() > most else []
-    if len(parts) < 2:
-        loss = loss_of(_embed(encoder, texts, batch.rows, config, step, 0))
-        accelerator.backward(scaler.scale(loss))
+        A batch of more than `max_tokens` tokens is encoded in parts: first without a graph, to get the loss and its
+        gradient at every embedding; then part by part with one, each propagating its own share back. In-batch losses
+        need this, since they compare texts of different parts.
+        Gao et al. 2021 (GradCache), https://arxiv.org/abs/2101.06983
+        """
+        lengths = self.texts.lengths_of(batch.rows)
+        too_large = self.max_tokens is not None and lengths.sum() > self.max_tokens
+        parts = self.encoder.passes(lengths, self.max_tokens) if too_large else []
+        if len(parts) < 2:
+            loss = self._loss(self._embed(batch.rows, step, 0), batch)
+            self.accelerator.backward(loss)
+            return loss.detach()
+        with torch.no_grad():
+            pieces = torch.cat([self._embed(batch.rows[part], step, at) for at, part in enumerate(parts)])
+        embeddings_ND = torch.empty_like(pieces)
+        embeddings_ND[torch.from_numpy(np.concatenate(parts))] = pieces
+        embeddings_ND.requires_grad_()
+        loss = self._loss(embeddings_ND, batch)
+        self.accelerator.backward(loss)
+        assert embeddings_ND.grad is not None
+        for at, part in enumerate(parts):
+            piece = self._embed(batch.rows[part], step, at)
+            piece.backward(embeddings_ND.grad[torch.from_numpy(part)])  # not accelerate's: it is scaled already
         return loss.detach()
-    with torch.no_grad():
-        pieces = [_embed(encoder, texts, batch.rows[part], config, step, at) for at, part in enumerate(parts)]
-    whole = torch.from_numpy(np.concatenate(parts))
-    embeddings_ND = torch.empty_like(torch.cat(pieces))
-    embeddings_ND[whole] = torch.cat(pieces)
-    embeddings_ND.requires_grad_()
-    loss = loss_of(embeddings_ND)
-    accelerator.backward(scaler.scale(loss))
-    assert embeddings_ND.grad is not None
-    for at, part in enumerate(parts):
-        piece = _embed(encoder, texts, batch.rows[part], config, step, at)
-        piece.backward(embeddings_ND.grad[torch.from_numpy(part)])
-    return loss.detach()
 
+    def _backward_within_memory(self, batch: Batch, step: int) -> Tensor:
+        """Call `backward`; where memory runs out, again with parts of half the tokens, as often as it takes."""
+        lengths = self.texts.lengths_of(batch.rows)
+        total, longest = int(lengths.sum()), int(lengths.max())
+        while True:
+            try:
+                return self.backward(batch, step)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            tokens = total if self.max_tokens is None else min(self.max_tokens, total)
+            if tokens <= longest:
+                raise UserError(
+                    f"there is not enough memory for one text of {longest} tokens",
+                    "Lower max_length, or take a smaller model.",
+                )
+            for weight in self.weights.values():
+                weight.grad = None  # what the parts before have left
+            if self.encoder.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.max_tokens = max(tokens // 2, longest)
+            log.warning(
+                "out of memory with %d tokens in a forward pass: from now on at most %d", tokens, self.max_tokens
+            )
 
-def _embed(
-    encoder: Encoder, texts: TokenizedTexts, rows: np.ndarray, config: TrainConfig, step: int, part: int
-) -> Tensor:
-    if config.lora_dropout > 0:
-        # The same dropout in both passes over a part, and in a run that was stopped and continued.
-        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, part)).generate_state(1)[0]))
-    return encoder.embed(texts.take(rows), dropout=True)
+    def _loss(self, embeddings_ND: Tensor, batch: Batch) -> Tensor:
+        return batch_loss(self.config, *batch.sides(embeddings_ND), batch.labels)
+
+    def _embed(self, rows: np.ndarray, step: int, part: int) -> Tensor:
+        if self.config.lora_dropout > 0:
+            # The same dropout in both passes over a part, and in a run that was stopped and continued.
+            torch.manual_seed(int(np.random.SeedSequence((self.config.seed, step, part)).generate_state(1)[0]))
+        return self.encoder.embed(self.texts.take(rows), dropout=True)

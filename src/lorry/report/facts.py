@@ -1,0 +1,76 @@
+"""The facts of a run that the report and the model card are made from, and the names they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lorry.data.pairs import Health
+from lorry.names import OFFICIAL_NDCG
+from lorry.report.changes import QueryChange
+
+METRIC_TITLES = {
+    "ndcg@10": "nDCG@10",
+    "mrr@10": "MRR@10",
+    "roc_auc": "ROC-AUC",
+    "average_precision": "Average precision",
+    "spearman": "Spearman",
+    "pair_accuracy": "Pair accuracy",
+    OFFICIAL_NDCG: "nDCG@10, official ESCI scorer",
+}
+"""What a metric is called where people read it, in the order of the tables."""
+
+SCORER_TITLES = {"random": "random", "bm25": "BM25", "base": "base", "tuned": "tuned"}
+"""What a scorer is called where people read it, in the order of the tables."""
+
+
+@dataclass(frozen=True)
+class ScoresByLabel:
+    """Similarities of a split's pairs under both models, with the label of each pair.
+
+    Args:
+        label_names: Names of the labels, best first.
+        label: Index into `label_names` of each pair, [N].
+        base: Similarity under the base model, [N].
+        tuned: Similarity under the tuned model, [N].
+    """
+
+    label_names: Sequence[str]
+    label: np.ndarray
+    base: np.ndarray
+    tuned: np.ndarray
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """Everything that the report and the model card say.
+
+    Args:
+        metrics: The content of `metrics.json`.
+        config: The resolved hyperparameters, in the order to show them.
+        command: Command line that repeats the run.
+        environment: Device, precision and versions.
+        log: The lines of `training.jsonl`: of training (`step`, `loss`, ...) and evaluation (`step`, `eval_loss`,
+            metrics).
+        intervals: 95% interval of tuned - base, by split and metric (`metrics.compare`).
+        undefined: Metrics that the labels of a split do not define (`metrics.undefined`).
+        scores: Similarities by label, for each split.
+        health: Rows read and rows left out, for each channel.
+        changes: Queries whose ranking changed, in the order to show them.
+        pooling: How the model pools token vectors: mean, cls or lasttoken.
+    """
+
+    metrics: Mapping[str, Any]
+    config: Mapping[str, Any]
+    command: str
+    environment: Mapping[str, str]
+    log: Sequence[Mapping[str, Any]] = ()
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    undefined: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    scores: Mapping[str, ScoresByLabel] = field(default_factory=dict)
+    health: Mapping[str, Health] = field(default_factory=dict)
+    changes: Sequence[QueryChange] = ()
+    pooling: str = "mean"

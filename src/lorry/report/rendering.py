@@ -1,0 +1,61 @@
+"""How the report's templates are filled in and its files written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from lorry.logs import duration
+
+# Characters that would start Markdown or HTML markup, or end a table cell.
+_ESCAPED = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|~&$"})
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of this package; pages in HTML escape every value, Markdown uses the filter `markdown`."""
+    environment = Environment(
+        loader=PackageLoader("lorry.report"),
+        autoescape=select_autoescape(("html.j2",)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": lambda number: f"{number:,.0f}",
+        "score": lambda number: _minus(f"{number:.4f}"),
+        "signed": signed,
+        "duration": duration,
+        "gib": lambda number: f"{number / 2**30:.2f} GiB",
+        "option": _option,
+        "markdown": lambda text: " ".join(str(text).translate(_ESCAPED).split()),
+    }
+    return environment.get_template(template).render(**values)
+
+
+def signed(number: float) -> str:
+    """Return a change in a metric with its sign, as in "+0.0123"."""
+    return _minus(f"{number:+.4f}")
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write beside and rename, so that a reader never finds half a file."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}")
+
+
+def _option(value: Any) -> str:
+    """Return a hyperparameter as it is given on the command line."""
+    if value in ("", None):
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else str(value)
