@@ -46,52 +46,60 @@ def main() -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Turn argparse's complaint into ours: one line, exit code 1."""
-        raise UserError(message, f"`{self.prog} --help` lists what there is.")
+        """Turn argparse's message into ours: one line, exit code 1."""
+        raise UserError(message, f"`{self.prog} --help` lists the options.")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="lorry", description="LoRA training for text-embedding models.", allow_abbrev=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    train = commands.add_parser(
-        "train", help="train on judged pairs and leave a proved, merged model", allow_abbrev=False
-    )
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+
+    train = command("train", "train on judged pairs and leave a proved, merged model")
     add_options(train, TrainConfig)
-    train.set_defaults(call=_train, options=(TrainConfig,))
+    train.set_defaults(call=_train, options=_names(TrainConfig))
 
-    plan = commands.add_parser(
-        "plan",
-        help="say how long such a training would take, and what it would cost on rented GPUs",
-        allow_abbrev=False,
-    )
-    add_options(plan, TrainConfig)
-    plan.set_defaults(call=_plan, options=(TrainConfig,))
+    planned = set(_names(TrainConfig)) - {"model_dir", "output_data_dir", "checkpoint_dir"}
+    plan = command("plan", "say how long such a training would take, and what it would cost on rented GPUs")
+    add_options(plan, TrainConfig, planned)
+    plan.set_defaults(call=_plan, options=planned)
 
-    evaluate = commands.add_parser("evaluate", help="score any models side by side on judged pairs", allow_abbrev=False)
+    scored = {*_names(PairOptions), "max_length", "precision", "eval_batch_size", "seed"}
+    evaluate = command("evaluate", "score any models side by side on judged pairs")
     evaluate.add_argument("--model", action="append", required=True, help="Hub id, folder or bundled; may be repeated")
     evaluate.add_argument("--data", required=True, help="folder of judged pairs")
     evaluate.add_argument("--output", required=True, help="JSON file to write")
-    add_options(evaluate, TrainConfig, {*_names(PairOptions), *_EVALUATION})
-    evaluate.set_defaults(call=_evaluate, options=(TrainConfig,))
+    add_options(evaluate, TrainConfig, scored)
+    evaluate.set_defaults(call=_evaluate, options={*scored, "model", "data", "output"})
 
-    submit = commands.add_parser("submit", help="run the same job on Amazon SageMaker", allow_abbrev=False)
+    hyperparameters = set(_names(TrainConfig)) - set(CONTAINER_PATHS)
+    submit = command("submit", "run the same job on Amazon SageMaker")
     add_options(submit.add_argument_group("the job"), JobOptions)
-    add_options(
-        submit.add_argument_group("hyperparameters"), TrainConfig, set(_names(TrainConfig)) - set(CONTAINER_PATHS)
-    )
-    submit.set_defaults(call=_submit, options=(JobOptions, TrainConfig))
+    add_options(submit.add_argument_group("hyperparameters"), TrainConfig, hyperparameters)
+    submit.set_defaults(call=_submit, options={*hyperparameters, *_names(JobOptions)})
 
-    jobs = commands.add_parser("jobs", help="look after SageMaker jobs", allow_abbrev=False)
-    jobs.add_argument("action", choices=("status", "logs", "stop", "fetch"))
-    jobs.add_argument("name", help="name of the job, as submit printed it")
-    jobs.add_argument("--folder", default=".", help="where fetch unpacks model/ and output/ (default: here)")
-    jobs.add_argument("--region", default="", help="AWS region (default: the AWS configuration's)")
-    jobs.set_defaults(call=_jobs, options=())
+    _add_jobs(command("jobs", "look after SageMaker jobs"))
     return parser
 
 
-_EVALUATION = ("max_length", "precision", "eval_batch_size", "seed")
+def _add_jobs(jobs: argparse.ArgumentParser) -> None:
+    actions = jobs.add_subparsers(title="actions", required=True, metavar="ACTION", parser_class=_Parser)
+    texts = {
+        "status": "say how the job stands",
+        "logs": "print what the job has printed",
+        "stop": "stop the job; it has time for a checkpoint",
+        "fetch": "download what the job wrote and unpack it",
+    }
+    for action, text in texts.items():
+        parser = actions.add_parser(action, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        parser.add_argument("name", help="name of the job, as submit printed it")
+        parser.add_argument("--region", default="", help="AWS region (default: the AWS configuration's)")
+        if action == "fetch":
+            parser.add_argument("--folder", default=".", help="where model/ and output/ are unpacked (default: here)")
+        options = ("region", "folder") if action == "fetch" else ("region",)
+        parser.set_defaults(call=_jobs, action=action, options=options)
 
 
 def _names(cls: type) -> list[str]:
@@ -99,12 +107,14 @@ def _names(cls: type) -> list[str]:
 
 
 def _refuse(argument: str, arguments: argparse.Namespace) -> NoReturn:
+    """Say what is wrong with an argument that the command does not take."""
+    if not argument.startswith("-"):
+        raise UserError(f"{argument!r} is not an option", "Write options as --name value.")
     name = argument.lstrip("-").split("=")[0].replace("-", "_")
-    known = [item for cls in arguments.options for item in _names(cls)]
-    guess = nearest(name, known)
-    raise UserError(
-        f"unknown hyperparameter {argument}", f"Did you mean --{guess}?" if guess else "See `lorry train --help`."
-    )
+    if name in _names(TrainConfig):
+        raise UserError(f"{argument} has no effect in this command", "Leave it out.")
+    guess = nearest(name, arguments.options)
+    raise UserError(f"unknown option {argument}", f"Did you mean --{guess}?" if guess else "--help lists the options.")
 
 
 def _given(arguments: argparse.Namespace, cls: type) -> dict[str, str]:

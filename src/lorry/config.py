@@ -21,6 +21,10 @@ T = TypeVar("T")
 CONTAINER_PATHS = ("train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir")
 
 
+# Constants of the losses, and the part of a loss's name that they belong to.
+LOSS_CONSTANTS = {"temperature": "infonce", "cosent_scale": "cosent", "cosent_weight": "infonce+cosent"}
+
+
 def option(
     default: Any,
     text: str,
@@ -55,9 +59,16 @@ class PairOptions:
 class TrainConfig(PairOptions):
     """One training run."""
 
-    train: str = option("", "folder of the training pairs")
-    validation: str = option("", "folder of the validation pairs; empty: hold out queries of the training pairs")
-    test: str = option("", "folder of the test pairs; empty: none, or the rows that ESCI marks split=test")
+    train: str = option(
+        "",
+        "training pairs: a folder of files, a data set saved with save_to_disk, or one on the Hub: "
+        "'hf://datasets/OWNER/NAME[@REVISION][?config=CONFIG&split=SPLIT]'",
+    )
+    validation: str = option(
+        "",
+        "validation pairs, as for train; empty: the validation split that comes with train, else hold out queries",
+    )
+    test: str = option("", "test pairs, as for train; empty: the test split that comes with train, if it has one")
     model_dir: str = option("model", "folder for the merged model")
     output_data_dir: str = option("output", "folder for metrics.json, report.html and training.jsonl")
     checkpoint_dir: str = option("", "folder for checkpoints; a run that finds one there continues it; empty: none")
@@ -66,20 +77,21 @@ class TrainConfig(PairOptions):
         0.1, "share of the queries held out when there is no validation folder", above=0, maximum=0.5
     )
     epochs: int = option(1, "passes over the training pairs", minimum=1)
-    batch_size: int = option(240, "pairs an update", minimum=1)
-    eval_batch_size: int = option(256, "texts encoded at once in evaluation", minimum=1)
+    batch_size: int = option(240, "pairs per optimizer step", minimum=1)
+    eval_batch_size: int = option(0, "texts per forward pass in evaluation; 0: as many as suit the device", minimum=0)
     micro_batch_tokens: int = option(
-        0, "most tokens in one forward pass (the update stays that of the whole batch); 0: what memory holds", minimum=0
+        0,
+        "maximum tokens per forward pass in training; the optimizer step stays that of the whole batch; "
+        "0: as many as memory holds",
+        minimum=0,
     )
     lr: float = option(1e-3, "peak learning rate of AdamW", above=0)
-    warmup: float = option(0.1, "share of the steps over which the rate rises", minimum=0, maximum=1)
+    warmup: float = option(0.1, "share of the steps over which the learning rate rises", minimum=0, maximum=1)
     weight_decay: float = option(0.01, "weight decay of AdamW", minimum=0)
-    max_grad_norm: float = option(1.0, "gradient norm above which gradients are scaled down", above=0)
-    loss: str = option(
-        "infonce+cosent", "what training minimises", choices=("cosine", "infonce", "cosent", "infonce+cosent")
-    )
+    max_grad_norm: float = option(1.0, "maximum gradient norm; larger gradients are scaled down", above=0)
+    loss: str = option("infonce+cosent", "training loss", choices=("cosine", "infonce", "cosent", "infonce+cosent"))
     temperature: float = option(0.05, "softmax temperature of infonce", above=0)
-    cosent_scale: float = option(20.0, "factor on cosine differences in cosent", above=0)
+    cosent_scale: float = option(20.0, "factor on the differences of cosines in cosent", above=0)
     cosent_weight: float = option(1.0, "weight of cosent in infonce+cosent", minimum=0)
     lora_rank: int = option(8, "rank of the LoRA adapters", minimum=1)
     lora_alpha: float = option(32.0, "LoRA scale; updates are multiplied by lora_alpha / lora_rank", above=0)
@@ -87,13 +99,13 @@ class TrainConfig(PairOptions):
     lora_targets: str = option(
         "", "modules that get adapters, comma-separated name endings; empty: query, key and value of every layer"
     )
-    max_length: int = option(0, "most tokens a text; 0: the base model's own", minimum=0)
+    max_length: int = option(0, "maximum tokens per text; 0: the base model's own limit", minimum=0)
     precision: str = option(
         "auto",
-        "number format; auto: bf16 where the hardware multiplies it, fp16 on older GPUs, else fp32",
+        "number format; auto: bf16 where the hardware has instructions for it, fp16 on older GPUs, else fp32",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
-    seed: int = option(42, "seed of everything random", minimum=0, maximum=2**32 - 1)
+    seed: int = option(42, "seed of all random numbers", minimum=0, maximum=2**32 - 1)
     log_every: int = option(10, "steps between log lines", minimum=1)
     checkpoint_every: int = option(100, "steps between checkpoints", minimum=1)
     on_stop: str = option(
@@ -102,16 +114,28 @@ class TrainConfig(PairOptions):
         choices=("export", "checkpoint"),
     )
 
+    def __post_init__(self) -> None:
+        """Refuse a constant of a loss that was not chosen: it would have no effect."""
+        for name, part in LOSS_CONSTANTS.items():
+            value = getattr(self, name)
+            if part not in self.loss and value != TrainConfig.__dataclass_fields__[name].default:
+                raise UserError(
+                    f"{name} is {value}, but the loss {self.loss} has no {part}",
+                    f"Leave out {name}, or choose a loss with {part}.",
+                )
+
 
 @dataclass(frozen=True)
 class JobOptions:
-    """One SageMaker job: where it runs and what it reads and writes; the hyperparameters come beside it."""
+    """One SageMaker job: where it runs, what it reads and writes; the hyperparameters are given separately."""
 
     image: str = option("", "URI of the image in ECR, as ./build_and_push.sh prints it")
     role: str = option("", "ARN of the IAM role that the job runs as")
-    train: str = option("", "training pairs: s3:// URI, or a folder to upload")
-    validation: str = option("", "validation pairs: s3:// URI, or a folder to upload")
-    test: str = option("", "test pairs: s3:// URI, or a folder to upload")
+    train: str = option("", "training pairs: s3:// URI, folder to upload, or hf://datasets/OWNER/NAME on the Hub")
+    validation: str = option(
+        "", "validation pairs: s3:// URI, folder to upload, or hf://datasets/OWNER/NAME on the Hub"
+    )
+    test: str = option("", "test pairs: s3:// URI, folder to upload, or hf://datasets/OWNER/NAME on the Hub")
     model: str = option("", "base model in place of pretrained_model: s3:// URI, or a folder to upload")
     output: str = option("", "s3:// URI under which the job writes, and uploads go")
     checkpoints: str = option(
@@ -178,7 +202,7 @@ def from_strings(cls: type[T], values: Mapping[str, str]) -> T:
         name = given.replace("-", "_")
         if name not in known:
             guess = nearest(name, known)
-            hint = f"Did you mean {guess}?" if guess else "`lorry train --help` lists what there is."
+            hint = f"Did you mean {guess}?" if guess else "`lorry train --help` lists them."
             raise UserError(f"unknown hyperparameter {given}", hint)
         read[name] = _read(known[name], str(value).strip())
     return cls(**read)

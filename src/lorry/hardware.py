@@ -1,4 +1,4 @@
-"""What the machine offers: the GPU, said in one line (one that is there but of no use is an error), and a network."""
+"""What the machine offers: device and precision, a GPU that is there but cannot be used (an error), a network."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ OLDEST_DRIVER = {"12": "525", "13": "580"}
 
 
 def check_gpu() -> None:
-    """See that the GPU, where there is one, can be used: training on the CPU must not be a surprise.
+    """Check that the GPU, where there is one, can be used: training on the CPU must not be a surprise.
 
-    `CUDA_VISIBLE_DEVICES=""` (or -1) says that it is not wanted.
+    `CUDA_VISIBLE_DEVICES=""` (or -1) means that it is not wanted.
 
     Raises:
         UserError: The driver shows a GPU on which PyTorch cannot compute.

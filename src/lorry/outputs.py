@@ -1,4 +1,4 @@
-"""The folders that a run writes: checked before it begins, and a model folder replaced whole or not at all."""
+"""The folders that a run writes: checked before it begins; the model folder is replaced completely or not at all."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job(nobody):
     process.send_signal(signal.SIGINT)
     rest, _ = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert "The job j goes on" in rest
+    assert "The job j is still running" in rest
     assert "lorry jobs stop j" in rest
     assert "InProgress" in rest
 

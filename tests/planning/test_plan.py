@@ -40,9 +40,8 @@ def place(tmp_path_factory, tiny_model, shop_pairs):
 @pytest.fixture(scope="module")
 def planned(place):
     folder, options = place
-    unused = {"model_dir": folder / "no" / "model", "output_data_dir": folder / "no" / "output"}
     before = sorted(folder.rglob("*"))
-    ended = lorry("plan", **options, **unused, checkpoint_dir=folder / "no" / "checkpoints")
+    ended = lorry("plan", **options)
     assert ended.code == 0, ended.output
     assert sorted(folder.rglob("*")) == before  # no model, no report, no folder for them
     return ended.output
@@ -145,8 +144,8 @@ def test_times_are_shown_in_two_units(seconds, shown):
     ("words", "says"),
     [
         ([], ["no training pairs", "--train"]),
-        (["--train", "nowhere"], ["nowhere is not there"]),
-        (["--lora_rnk", "8"], ["unknown hyperparameter --lora_rnk", "Did you mean --lora_rank?"]),
+        (["--train", "nowhere"], ["nowhere does not exist"]),
+        (["--lora_rnk", "8"], ["unknown option --lora_rnk", "Did you mean --lora_rank?"]),
         (["--epochs", "0"], ["epochs is 0", "1 or more"]),
     ],
 )

@@ -111,7 +111,7 @@ def test_cosent_is_finite_where_the_scale_is_large():
     assert cosine.grad.tolist() == [-1000, 1000]
 
 
-JUDGED = PairLabels(
+LABELS = PairLabels(
     query_B=torch.tensor([0, 0, 1, 1]),
     text_B=torch.tensor([0, 1, 2, 0]),
     gain_B=torch.tensor([1.0, 0.1, 1.0, 0.0]),
@@ -123,14 +123,19 @@ COSINES = torch.tensor([0.8, 0.6, 1.0, 0.6])
 @pytest.mark.parametrize("length", [1.0, 7.0])
 def test_a_batch_gets_the_loss_that_is_asked_for(length):
     """Embeddings of any length: it is their cosine that counts."""
-    config = TrainConfig(temperature=0.5, cosent_scale=3.0, cosent_weight=0.25)
+    constants = {
+        "cosine": {},
+        "infonce": {"temperature": 0.5},
+        "cosent": {"cosent_scale": 3.0},
+        "infonce+cosent": {"temperature": 0.5, "cosent_scale": 3.0, "cosent_weight": 0.25},
+    }
 
     def loss(name):
-        return batch_loss(replace(config, loss=name), QUERIES * length, TEXTS * length, JUDGED).item()
+        return batch_loss(TrainConfig(loss=name, **constants[name]), QUERIES * length, TEXTS * length, LABELS).item()
 
-    cosine = cosine_loss(COSINES, JUDGED.relevant_B).item()
-    infonce = infonce_loss(QUERIES, TEXTS, JUDGED.query_B, JUDGED.text_B, JUDGED.relevant_B, 0.5).item()
-    cosent = cosent_loss(COSINES, JUDGED.gain_B, 3.0).item()
+    cosine = cosine_loss(COSINES, LABELS.relevant_B).item()
+    infonce = infonce_loss(QUERIES, TEXTS, LABELS.query_B, LABELS.text_B, LABELS.relevant_B, 0.5).item()
+    cosent = cosent_loss(COSINES, LABELS.gain_B, 3.0).item()
     assert loss("cosine") == pytest.approx(cosine, rel=1e-5)
     assert loss("infonce") == pytest.approx(infonce, rel=1e-5)
     assert loss("cosent") == pytest.approx(cosent, rel=1e-5)
@@ -141,15 +146,15 @@ def test_a_batch_gets_the_loss_that_is_asked_for(length):
 def test_gradients_are_those_of_finite_differences(name):
     random = torch.Generator().manual_seed(0)
     queries, texts = (torch.randn(n, 4, generator=random, dtype=torch.float64).requires_grad_() for n in (2, 3))
-    judged = replace(JUDGED, gain_B=JUDGED.gain_B.double())
-    config = TrainConfig(loss=name, temperature=0.5, cosent_scale=3.0)
-    assert torch.autograd.gradcheck(lambda q, t: batch_loss(config, q, t, judged), (queries, texts))
+    labels = replace(LABELS, gain_B=LABELS.gain_B.double())
+    config = TrainConfig(loss=name)
+    assert torch.autograd.gradcheck(lambda q, t: batch_loss(config, q, t, labels), (queries, texts))
 
 
 @pytest.mark.parametrize("name", ["cosine", "infonce", "cosent", "infonce+cosent"])
 def test_a_pair_of_one_direction_has_a_finite_gradient(name):
     """Identical embeddings of query and text, as with equal strings."""
     one = torch.tensor([[1 / sqrt(2), 1 / sqrt(2)]], requires_grad=True)
-    judged = PairLabels(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.0]), torch.tensor([True]))
-    batch_loss(TrainConfig(loss=name), one, one, judged).backward()
+    labels = PairLabels(torch.tensor([0]), torch.tensor([0]), torch.tensor([1.0]), torch.tensor([True]))
+    batch_loss(TrainConfig(loss=name), one, one, labels).backward()
     assert torch.isfinite(one.grad).all()

@@ -1,4 +1,4 @@
-"""SageMaker training jobs once they are submitted: follow, look at, stop and fetch (`lorry jobs`)."""
+"""SageMaker training jobs once they are submitted: follow, show, stop and fetch (`lorry jobs`)."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def follow(name: str, region: str = "", poll_seconds: float = 5.0) -> Iterator[s
     """
     made = session(region)
     sagemaker, lines = client(made, "sagemaker"), _LogLines(client(made, "logs"), name)
-    told: set[tuple[Any, ...]] = set()
+    shown: set[tuple[Any, ...]] = set()
     failures = 0
     while True:
         try:
             job = sagemaker.describe_training_job(TrainingJobName=name)
             for step in job.get("SecondaryStatusTransitions", []):
                 status = (step["StartTime"], step["Status"], step.get("StatusMessage", ""))
-                if status not in told:
-                    told.add(status)
+                if status not in shown:
+                    shown.add(status)
                     yield f"{status[0].astimezone():%H:%M:%S} {status[1]}: {status[2]}"
             yield from lines.fresh()
             failures = 0
@@ -58,8 +58,8 @@ def follow(name: str, region: str = "", poll_seconds: float = 5.0) -> Iterator[s
 
 
 def going_on(name: str) -> str:
-    """Return what to tell a user who stops following a job."""
-    return f"The job {name} goes on. `lorry jobs status {name}` looks at it, `lorry jobs stop {name}` ends it."
+    """Return the message for a user who stops following a job."""
+    return f"The job {name} is still running: see `lorry jobs status {name}`; `lorry jobs stop {name}` ends it."
 
 
 def status(name: str, region: str = "") -> Iterator[str]:
@@ -90,14 +90,14 @@ def logs(name: str, region: str = "") -> Iterator[str]:
 
 
 def stop(name: str, region: str = "") -> str:
-    """Ask SageMaker to stop the job and return what to tell; it gets 120 seconds to write a checkpoint."""
+    """Ask SageMaker to stop the job and return a message; the job gets 120 seconds to write a checkpoint."""
     made = session(region)
     state = _describe(made, name)["TrainingJobStatus"]
     if state in ENDED:
         return f"{name} has ended already: {state}"
     with errors(f"stopping the job {name}"):
         client(made, "sagemaker").stop_training_job(TrainingJobName=name)
-    return f"{name} stops; it has 120 seconds to write a checkpoint and, unless on_stop=checkpoint, its model"
+    return f"{name} is stopping; it has 120 seconds to write a checkpoint and, unless on_stop=checkpoint, its model"
 
 
 def fetch(name: str, folder: Path, region: str = "") -> list[Path]:

@@ -64,7 +64,7 @@ def upload(s3: Any, folder: Path, uri: str, kms_key: str = "") -> None:
 def fetch_archive(s3: Any, uri: str, target: Path) -> bool:
     """Download the `.tar.gz` at `uri` and unpack it as the new folder `target`.
 
-    The archive is unpacked beside `target` and renamed in, so that `target` is whole or absent.
+    The archive is unpacked next to `target` and then renamed, so that `target` is complete or absent.
 
     Returns:
         False where S3 has no such object.
@@ -84,11 +84,11 @@ def fetch_archive(s3: Any, uri: str, target: Path) -> bool:
             raise
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as beside:
-            archive = Path(beside) / "archive.tar.gz"
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as temporary:
+            archive = Path(temporary) / "archive.tar.gz"
             with errors(f"reading {uri}"), _bar(f"download {key.rpartition('/')[2]}", size) as bar:
                 s3.download_file(bucket, key, str(archive), Callback=bar.update)
-            unpacked = Path(beside) / "unpacked"
+            unpacked = Path(temporary) / "unpacked"
             unpacked.mkdir()
             unpack(archive, unpacked)
             unpacked.rename(target)

@@ -104,7 +104,7 @@ def _quota(_doing: str, message: str) -> UserError:
 def _invalid(doing: str, message: str) -> UserError:
     hint = "Correct the option that it names."
     if "resource not found" in message.lower():
-        hint = "Check the name and --region; `aws sagemaker list-training-jobs` lists what there is."
+        hint = "Check the name and --region; `aws sagemaker list-training-jobs` lists the jobs."
     elif "assume" in message.lower():
         hint = "Let sagemaker.amazonaws.com assume the role: examples/iam-role-trust.json is the trust policy."
     elif "s3" in message.lower():

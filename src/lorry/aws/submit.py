@@ -1,4 +1,4 @@
-"""Starts a SageMaker training job through boto3 (`lorry submit`); jobs.py looks after it from then on."""
+"""Starts a SageMaker training job through boto3 (`lorry submit`); jobs.py follows it from then on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from botocore.exceptions import ClientError
 from lorry.aws.s3 import files_in, split_uri, upload
 from lorry.aws.session import client, code, errors, session
 from lorry.config import CONTAINER_PATHS, JobOptions, TrainConfig, from_strings
+from lorry.data.hub_uri import is_hub_uri, parse_hub_uri
 from lorry.errors import UserError
-from lorry.names import CHANNELS, METRICS
+from lorry.names import CHANNELS, METRICS, SPLITS
 
 log = logging.getLogger("lorry")
 
@@ -58,7 +59,9 @@ def submit(options: JobOptions, hyperparameters: dict[str, str]) -> str:
     channels = {}
     for channel in CHANNELS:
         source = getattr(options, channel)
-        if source and not source.startswith("s3://"):
+        if is_hub_uri(source):
+            hyperparameters = {**hyperparameters, channel: source}  # the job downloads it; it is no channel
+        elif source and not source.startswith("s3://"):
             channels[channel] = f"{options.output.rstrip('/')}/input/{name}/{channel}/"
             log.info("copying %s to %s", source, channels[channel])
             upload(s3, Path(source), channels[channel], options.kms_key)
@@ -70,7 +73,7 @@ def submit(options: JobOptions, hyperparameters: dict[str, str]) -> str:
 
 
 def check(options: JobOptions, hyperparameters: dict[str, str]) -> None:
-    """Raise a `UserError` for whatever can be seen to be wrong without asking AWS."""
+    """Raise a `UserError` for every mistake that can be seen without asking AWS."""
     _check_hyperparameters(options, hyperparameters)
     for needed in ("image", "role", "train", "output"):
         if not getattr(options, needed):
@@ -92,6 +95,13 @@ def check(options: JobOptions, hyperparameters: dict[str, str]) -> None:
         if source.lower().startswith("s3:"):
             if not re.fullmatch(_S3_URI, source):
                 raise UserError(f"--{channel} is {source!r}", "Give a URI such as s3://bucket/pairs, or a folder.")
+        elif is_hub_uri(source) and channel in SPLITS:
+            parse_hub_uri(source)
+            if options.network_isolation:
+                raise UserError(
+                    f"--{channel} {source} cannot be downloaded under network_isolation",
+                    "Save it with save_to_disk and give that folder, or leave out --network_isolation.",
+                )
         elif source:
             files_in(Path(source))
     _check_combinations(options)
@@ -119,7 +129,6 @@ def request(
             "MetricDefinitions": METRIC_DEFINITIONS,
         },
         "HyperParameters": {key.replace("-", "_"): str(value) for key, value in hyperparameters.items()},
-        "InputDataConfig": [_channel(options, channel, uri) for channel, uri in channels.items()],
         "OutputDataConfig": {"S3OutputPath": options.output},
         "ResourceConfig": {
             "InstanceType": options.instance_type,
@@ -130,6 +139,8 @@ def request(
         "EnableNetworkIsolation": options.network_isolation,
         "EnableManagedSpotTraining": options.spot,
     }
+    if channels:  # SageMaker refuses an empty list
+        made["InputDataConfig"] = [_channel(options, channel, uri) for channel, uri in channels.items()]
     if options.spot:
         wait = round(options.max_wait_hours * 3600) or 2 * seconds
         made["StoppingCondition"]["MaxWaitTimeInSeconds"] = max(1, wait)
@@ -201,7 +212,7 @@ def _buckets(options: JobOptions) -> dict[str, str]:
 
 def _channel(options: JobOptions, channel: str, uri: str) -> dict[str, Any]:
     source = {"S3DataType": "S3Prefix", "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
-    # A base model is read whole and at random: streaming it gains nothing.
+    # A base model is read completely and in no order: streaming it gains nothing.
     mode = "File" if channel == "model" else options.input_mode
     return {"ChannelName": channel, "DataSource": {"S3DataSource": source}, "InputMode": mode}
 

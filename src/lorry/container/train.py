@@ -28,6 +28,7 @@ from typing import Any
 
 from lorry.archives import unpack
 from lorry.config import TrainConfig, add_options, from_strings
+from lorry.data.hub_uri import is_hub_uri
 from lorry.errors import UserError
 from lorry.hardware import has_network, let_waiting_threads_sleep
 from lorry.launch import start
@@ -82,7 +83,7 @@ def main() -> None:
     """
     from sagemaker_training.errors import ClientError
 
-    logging.getLogger().setLevel(logging.WARNING)  # the toolkit lets every library tell what it does
+    logging.getLogger().setLevel(logging.WARNING)  # the toolkit lets every library log what it does
     try:
         run_job()
     except UserError as error:
@@ -144,7 +145,8 @@ def read_job(arguments: Sequence[str], environ: Mapping[str, str], root: Path) -
     if not config.train:
         raise UserError(
             f"no training pairs: there is no folder {root}/input/data/train",
-            "Mount one (docker run -v /path/to/pairs:/opt/ml/input/data/train …); on SageMaker name a channel train.",
+            "Mount one (docker run -v /path/to/pairs:/opt/ml/input/data/train …); on SageMaker name a channel train; "
+            "or give a data set on the Hub (--train hf://datasets/OWNER/NAME).",
         )
     return config
 
@@ -243,7 +245,9 @@ def _is_kept(folder: Path) -> bool:
 
 def _set_environment(config: TrainConfig) -> None:
     """Set what the libraries read when they are imported."""
-    if config.pretrained_model == "bundled" or Path(config.pretrained_model).is_dir() or not has_network():
+    local_model = config.pretrained_model == "bundled" or Path(config.pretrained_model).is_dir()
+    local_pairs = not any(is_hub_uri(location) for location in (config.train, config.validation, config.test))
+    if (local_model and local_pairs) or not has_network():
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing to fetch, or no way to: do not wait for a name server
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     let_waiting_threads_sleep()

@@ -1,1 +1,1 @@
-"""How well a model ranks and separates judged pairs, beside random order and BM25."""
+"""How well a model ranks and separates judged pairs, next to random order and BM25."""

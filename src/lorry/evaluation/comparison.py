@@ -27,7 +27,7 @@ def compare_models(models: list[str], data: Path, output: Path, config: TrainCon
         models: Hub ids, folders or `bundled`.
         data: Folder of judged pairs.
         output: The file to write.
-        config: How to read the pairs, the longest text, the precision and the batch size.
+        config: How to read the pairs, maximum length, precision and batch size.
 
     Raises:
         UserError: A model or the pairs cannot be read, or the file cannot be written.

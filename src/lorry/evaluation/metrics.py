@@ -1,8 +1,8 @@
-"""Ranking and classification metrics: pure functions of flat arrays, one entry a judged pair.
+"""Ranking and classification metrics: pure functions of flat arrays, one entry per judged pair.
 
-Ranking is judged among a query's own judged products, never against the whole catalogue: what nobody judged is unknown,
-not wrong. Wherever scores tie, a ranking metric is its mean over the random orders of the tied products, so that a
-scorer gains nothing by being undecided (BM25 gives zero to every product without a word of the query).
+Products are ranked among those judged for the query, never against the whole catalogue: a product that nobody judged is
+unknown, not wrong. Where scores tie, a ranking metric is its mean over the random orders of the tied products, so that
+a scorer gains nothing from ties (BM25 gives zero to every product without a word of the query).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def evaluate(
 
     - `ndcg@10`: mean over the queries that have a gain above 0, gains linear as in the ESCI paper. Queries whose gains
       are all equal are kept, as scikit-learn and trec_eval keep them: they score 1 whatever the order and lift every
-      scorer, random order included, by the same amount. Read it beside the random score.
+      scorer, random order included, by the same amount. Compare it with the random score.
     - `mrr@10`: mean over the queries that have a relevant product of 1 / rank of the first one, 0 beyond rank 10.
     - `roc_auc`, `average_precision`: relevant against the rest, over all pairs of all queries (scikit-learn).
     - `spearman`: rank correlation of score and gain over all pairs (SciPy).
@@ -69,7 +69,7 @@ def evaluate(
 
 
 def undefined(query: np.ndarray, gain: np.ndarray, relevant: np.ndarray) -> list[str]:
-    """Return the metrics that these labels cannot tell two scorers apart by, in the order of `METRICS`.
+    """Return the metrics that cannot separate two scorers on these labels, in the order of `METRICS`.
 
     The arguments are those of `evaluate`.
     """
@@ -82,7 +82,7 @@ def undefined(query: np.ndarray, gain: np.ndarray, relevant: np.ndarray) -> list
     ordered = bool(np.any(lowest < highest))
     mixed = bool(np.any((relevant_pairs > 0) & (relevant_pairs < pairs)))
     both = bool(relevant.any() and not relevant.all())
-    tells = {
+    separates = {
         "ndcg@10": ordered,
         "mrr@10": mixed,
         "roc_auc": both,
@@ -90,7 +90,7 @@ def undefined(query: np.ndarray, gain: np.ndarray, relevant: np.ndarray) -> list
         "spearman": bool(np.ptp(gain) > 0),
         "pair_accuracy": ordered,
     }
-    return [name for name in METRICS if not tells[name]]
+    return [name for name in METRICS if not separates[name]]
 
 
 def compare(

@@ -27,7 +27,7 @@ def find_targets(model: Any, asked: str) -> list[str]:
         asked: Comma-separated name endings; empty for query, key and value of every layer.
 
     Raises:
-        UserError: Nothing matches; the message lists what there is.
+        UserError: Nothing matches; the message lists the linear modules.
     """
     endings = [part.strip() for part in asked.split(",") if part.strip()]
     endings = endings or list(architecture_of(model.config.model_type).query_key_value)
@@ -113,7 +113,7 @@ class FusedLoRA(torch.autograd.Function):
 class FusedProjections:
     """Projections of one parent that read the same input; the first call computes them all.
 
-    What the later calls will ask for is kept for each thread by itself, until they have asked or `clear` is called.
+    The outputs for the later calls are kept per thread, until they are used or `clear` is called.
     """
 
     def __init__(self, layers: list[Any]) -> None:

@@ -21,7 +21,7 @@ from lorry.names import BUNDLED_MODEL_ID
 POOLINGS = ("mean", "cls", "lasttoken")
 # Names that models give the prompt of a product text.
 TEXT_PROMPTS = ("document", "passage", "corpus")
-# Longer texts cost more than they tell; a higher limit must be asked for with --max_length.
+# Longer texts cost more than they gain; a higher limit must be asked for with --max_length.
 DEFAULT_MAX_LENGTH = 512
 
 
@@ -134,7 +134,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error})", "Mend or remove that file.") from None
+        raise UserError(f"{path} is not JSON ({error})", "Correct or remove that file.") from None
 
 
 def _modules(folder: Path, name: str) -> list[dict[str, str]]:
@@ -142,7 +142,8 @@ def _modules(folder: Path, name: str) -> list[dict[str, str]]:
     for module in modules:
         if module["type"].rsplit(".", 1)[-1] not in {"Transformer", "Pooling", "Normalize"}:
             raise UserError(
-                f"{name} has a {module['type']} module", "Lorry trains models made of Transformer, Pooling, Normalize."
+                f"{name} has a {module['type']} module",
+                "Lorry trains models of Transformer, Pooling and Normalize modules.",
             )
     return modules
 

@@ -18,7 +18,7 @@ def save_adapter(folder: Path, encoder: Encoder) -> None:
 
 
 def save_model(folder: Path, encoder: Encoder) -> None:
-    """Write the weights of `encoder`, without adapters, and everything that servers need beside them."""
+    """Write the weights of `encoder`, without adapters, and the other files that servers need."""
     encoder.model.set_attn_implementation("eager")  # the packed attention is nobody else's
     encoder.model.save_pretrained(folder)
     load_tokenizer(encoder.base).save_pretrained(folder)

@@ -75,20 +75,20 @@ def load_tokenizer(base: PretrainedModel) -> Any:
             f"the tokenizer of {base.name} cannot be loaded: {first}", "Check its tokenizer.json."
         ) from None
     if not any((base.folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
-        # transformers makes one that knows no word, and says nothing
-        raise UserError(f"{base.name} has no tokenizer files", "Save its tokenizer beside the weights.")
+        # without them transformers makes an empty tokenizer and does not say so
+        raise UserError(f"{base.name} has no tokenizer files", "Save its tokenizer next to the weights.")
     if not tokenizer.is_fast:
         raise UserError(f"{base.name} has no fast tokenizer", "Convert it to tokenizer.json first.")
     return tokenizer
 
 
 def tokenize(pairs: Pairs, base: PretrainedModel, folder: Path | None = None) -> TokenizedTexts:
-    """Tokenise the unique queries and texts of `pairs`, or find them tokenised already.
+    """Tokenise the unique queries and texts of `pairs`, or find them in the cache.
 
     Args:
         pairs: The judged pairs.
-        base: Says tokenizer, prompts and maximum length.
-        folder: Where the files lie; default: the cache folder of this user.
+        base: Gives tokenizer, prompts and maximum length.
+        folder: Where the files are kept; default: this user's cache folder.
     """
     folder = folder or _cache_folder()
     tokenizer = load_tokenizer(base)
@@ -108,7 +108,7 @@ def tokenize(pairs: Pairs, base: PretrainedModel, folder: Path | None = None) ->
 
 
 def _cache_folder() -> Path:
-    """Return LORRY_CACHE, else a folder of this user's under the system's temporary folder."""
+    """Return LORRY_CACHE, else a folder for this user in the system's temporary folder."""
     given = os.environ.get("LORRY_CACHE")
     return Path(given) if given else Path(tempfile.gettempdir()) / f"lorry-{os.getuid()}"
 
@@ -127,21 +127,21 @@ def _strings(column: pa.Array | pa.ChunkedArray) -> list[str]:
 
 
 def _write(done: Path, backend: Any, batches: Iterator[list[str]]) -> None:
-    """Write tokens.bin and offsets.npy beside `done`, then rename."""
+    """Write tokens.bin and offsets.npy into a temporary folder, then rename it to `done`."""
     done.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=done.parent, prefix="writing-") as name:
-        beside = Path(name) / "tokens"
-        beside.mkdir()
+        new = Path(name) / "tokens"
+        new.mkdir()
         lengths = [np.zeros(1, np.int64)]
-        with (beside / "tokens.bin").open("wb") as out:
+        with (new / "tokens.bin").open("wb") as out:
             for batch in batches:
                 encoded = backend.encode_batch_fast(batch)
                 ids = [item.ids for item in encoded]
                 lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
                 np.fromiter(chain.from_iterable(ids), np.int32, int(lengths[-1].sum())).tofile(out)
-        np.save(beside / "offsets.npy", np.cumsum(np.concatenate(lengths)))
+        np.save(new / "offsets.npy", np.cumsum(np.concatenate(lengths)))
         try:
-            beside.rename(done)
+            new.rename(done)
         except OSError:
             if not (done / "offsets.npy").is_file():  # else another process was quicker: the same files
                 raise

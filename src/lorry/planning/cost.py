@@ -1,6 +1,6 @@
 """How many operations a run takes, and what these come to in hours and dollars on instances one can rent.
 
-Arithmetic alone: nothing is run here. What goes into it beside the model and the tokens is stated by `ASSUMPTIONS`.
+Arithmetic only: nothing is run here. `ASSUMPTIONS` states what it rests on besides the model and the tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-# No GPU was timed; small matrices leave most of one idle, hence a low share.
+# No GPU was timed; small matrices leave large parts of one idle, hence a low share.
 REACHED = 0.1
 STARTUP_MINUTES = 5.0
 
@@ -64,14 +64,14 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Products:
-    """The matrix products of a model, in numbers that each token meets once (a multiplication and an addition)."""
+    """The matrix products of a model, in numbers that each token is multiplied by once."""
 
     frozen: int
     """Weights of the linear layers that are not trained."""
     adapters: int
     """Weights of the LoRA adapters."""
     attention: int
-    """Numbers in the queries of a token, over all layers: each meets every key of its text, and so do the values."""
+    """Numbers in a token's queries, over all layers: each is multiplied by every key of its text; values likewise."""
 
     def encoding(self, tokens: Tokens) -> float:
         """Return the FLOP of a forward pass."""
@@ -80,7 +80,7 @@ class Products:
     def training(self, tokens: Tokens) -> float:
         """Return the FLOP of a forward and a backward pass.
 
-        The gradient of a product takes two as large, one for each factor; frozen weights need none.
+        The gradient of a product takes two of the same size, one for each factor; frozen weights need none.
         """
         return (4.0 * self.frozen + 6.0 * self.adapters) * tokens.count + 12.0 * self.attention * tokens.squares
 

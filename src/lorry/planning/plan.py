@@ -66,7 +66,7 @@ def count_steps(setup: TrainingSetup) -> list[Tokens]:
 
 
 def count_evaluation(texts: dict[str, TokenizedTexts], epochs: int) -> Tokens:
-    """Return what a run encodes beside its steps.
+    """Return what a run encodes in addition to its steps.
 
     That is validation and test with the base model and with the merged one, and validation after every epoch.
     """

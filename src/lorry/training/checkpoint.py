@@ -1,9 +1,9 @@
-"""Checkpoints: written whole or not at all, checked when read, and continued exactly.
+"""Checkpoints: written completely or not at all, checked when read, and continued exactly.
 
 A checkpoint is a folder `step-00000120` with the adapters and the optimizer's moments as safetensors, the log so far
 and `state.json`, which names the data, the hyperparameters and the sha256 of the other files. It is written under
-another name and renamed; one whose files do not match its `state.json` (a sync cut short, say) is skipped for the one
-before.
+another name and renamed; one whose files do not match its `state.json` (after an interrupted
+sync, say) is skipped, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -69,23 +69,23 @@ class CheckpointStore:
             UserError: The folder cannot be written.
         """
         name = f"step-{checkpoint.step:08d}"
-        beside = self.folder / f".{name}.writing"
+        unfinished = self.folder / f".{name}.writing"
         try:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-            save_file(checkpoint.adapters, beside / "adapters.safetensors")
-            save_file(checkpoint.moments, beside / "optimizer.safetensors")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            save_file(checkpoint.adapters, unfinished / "adapters.safetensors")
+            save_file(checkpoint.moments, unfinished / "optimizer.safetensors")
             lines = "".join(json.dumps(line) + "\n" for line in checkpoint.log_lines)
-            (beside / "training.jsonl").write_text(lines, "utf-8")
+            (unfinished / "training.jsonl").write_text(lines, "utf-8")
             state = {
                 "step": checkpoint.step,
                 "identity": self.identity,
                 "progress": checkpoint.progress,
-                "sha256": {path.name: _sha256(path) for path in sorted(beside.iterdir())},
+                "sha256": {path.name: _sha256(path) for path in sorted(unfinished.iterdir())},
             }
-            (beside / "state.json").write_text(json.dumps(state, indent=1), "utf-8")
+            (unfinished / "state.json").write_text(json.dumps(state, indent=1), "utf-8")
             shutil.rmtree(self.folder / name, ignore_errors=True)
-            beside.rename(self.folder / name)
+            unfinished.rename(self.folder / name)
             for old in self._names()[:-KEPT]:
                 shutil.rmtree(old)
         except OSError as error:
@@ -95,7 +95,7 @@ class CheckpointStore:
             ) from None
 
     def load(self) -> Checkpoint | None:
-        """Return the newest whole checkpoint, or None where there is none.
+        """Return the newest complete checkpoint, or None where there is none.
 
         Raises:
             UserError: It belongs to other data, another base model or other hyperparameters.
@@ -153,13 +153,13 @@ def restore_moments(optimizer: torch.optim.Optimizer, names: list[str], moments:
 
 
 def _read_state(folder: Path) -> dict[str, Any] | None:
-    """Return state.json, or None where it or a file that it names is not whole."""
+    """Return state.json, or None where it or a file that it names is not complete."""
     try:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text("utf-8"))
-        whole = all(_sha256(folder / name) == digest for name, digest in state["sha256"].items())
+        complete = all(_sha256(folder / name) == digest for name, digest in state["sha256"].items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return state if whole else None
+    return state if complete else None
 
 
 def _sha256(path: Path) -> str:

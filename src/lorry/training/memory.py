@@ -32,7 +32,7 @@ def tokens_that_fit(encoder: Encoder, texts: TokenizedTexts) -> int:
 
     Args:
         encoder: With adapters.
-        texts: Those that it will be trained on; the longest are tried, since a token costs most in them.
+        texts: Those that it will be trained on; the longest are tried, since a token needs most memory there.
     """
     lengths = texts.lengths
     longest = np.argpartition(lengths, -min(len(lengths), PROBE_TOKENS))[-PROBE_TOKENS:]
