@@ -14,25 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from lorry.config import TrainConfig, as_dict
-from lorry.evaluation import metrics, scoring
-from lorry.evaluation.scoring import SplitScores
+from lorry.config import TrainConfig
+from lorry.evaluation.scoring import SplitScores, score
 from lorry.model.encoder import Encoder
 from lorry.model.merge import MergeProof, merge
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.outputs import check_apart, check_output, check_writable, staging, write_json
 from lorry.report.card import write_model_card, write_unfinished_card
-from lorry.report.changes import query_changes
-from lorry.report.facts import ReportFacts, ScoresByLabel
+from lorry.report.facts import ReportFacts
 from lorry.report.page import write_report
-from lorry.report.provenance import environment, provenance
+from lorry.report.provenance import provenance
+from lorry.report.results import gather_facts
 from lorry.report.tables import summary_table
 from lorry.report.verdict import verdict_of
 from lorry.signals import StopRequestedError
 from lorry.training.checkpoint import CheckpointStore
 from lorry.training.loop import Progress, fit
-from lorry.training.memory import peak_memory
 from lorry.training.progress import TrainingLog
 from lorry.training.setup import TrainingSetup, prepare
 from lorry.training.update import Trainer
@@ -91,7 +89,7 @@ def _train(
 
 
 def _score(setup: TrainingSetup, encoder: Encoder, split: str, stop: threading.Event | None) -> SplitScores:
-    return scoring.score(encoder, setup.texts[split], setup.splits[split], setup.config, stop)
+    return score(encoder, setup.texts[split], setup.splits[split], setup.config, stop)
 
 
 def _score_model(setup: TrainingSetup, model: PretrainedModel, stop: threading.Event | None) -> dict[str, SplitScores]:
@@ -118,7 +116,7 @@ def _finish(
             "merged: cosine to base + adapter %.6f, to the base %.4f", proof.merged_to_adapter, proof.merged_to_base
         )
         after = _score_model(setup, find_pretrained(str(folder), config.max_length), stop)
-        facts = _facts(setup, progress, training_log, before, after, command)
+        facts = gather_facts(setup, progress, training_log, before, after, command)
         write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints))
         write_model_card(folder, facts)
         write_json(output / "metrics.json", facts.metrics)
@@ -167,63 +165,6 @@ def _provenance(
         finished=not progress.stopped,
         stopped_at=progress.step if progress.stopped else None,
     )
-
-
-def _facts(
-    setup: TrainingSetup,
-    progress: Progress,
-    training_log: TrainingLog,
-    before: dict[str, SplitScores],
-    after: dict[str, SplitScores],
-    command: str,
-) -> ReportFacts:
-    splits, seed = setup.splits, setup.config.seed
-    scored = {name: (splits[name], before[name].scores, after[name].scores) for name in before}
-    judged = "test" if "test" in scored else "validation"
-    return ReportFacts(
-        metrics={
-            "splits": {
-                name: {
-                    "pairs": len(splits[name]),
-                    "queries": len(splits[name].queries),
-                    **scoring.baselines(splits[name], seed),
-                    "base": before[name].metrics,
-                    "tuned": after[name].metrics,
-                }
-                for name in before
-            },
-            "training": _training_facts(setup, progress),
-        },
-        config=as_dict(setup.config),
-        command=command,
-        environment=environment(setup.encoder.device, setup.encoder.precision),
-        log=training_log.lines,
-        intervals={
-            name: metrics.compare(pairs.query, pairs.gain, pairs.relevant, base, tuned, seed=seed)
-            for name, (pairs, base, tuned) in scored.items()
-        },
-        undefined={name: metrics.undefined(p.query, p.gain, p.relevant) for name, (p, _, _) in scored.items()},
-        scores={
-            name: ScoresByLabel(pairs.label_names, pairs.label, base, tuned)
-            for name, (pairs, base, tuned) in scored.items()
-        },
-        health={name: pairs.health for name, pairs in splits.items()},
-        changes=query_changes(*scored[judged]),
-        pooling=setup.base.pooling,
-    )
-
-
-def _training_facts(setup: TrainingSetup, progress: Progress) -> dict[str, Any]:
-    seconds = max(progress.seconds, 1e-9)
-    return {
-        "pairs": progress.pairs,
-        "tokens": progress.tokens,
-        "seconds": round(seconds, 3),
-        "pairs_per_second": round(progress.pairs / seconds, 2),
-        "tokens_per_second": round(progress.tokens / seconds, 1),
-        "peak_memory_bytes": peak_memory(setup.encoder.device),
-        "steps": progress.step,
-    }
 
 
 def _log_result(facts: ReportFacts) -> None:
