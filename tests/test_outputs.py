@@ -1,133 +1,222 @@
-"""The model folder is replaced whole or not at all, and what is wrong with a folder is said before the run begins."""
+"""A model is replaced completely or not at all, wherever a run is killed; what Lorry did not write is never deleted."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from lorry import outputs
 from lorry.config import TrainConfig
 from lorry.errors import UserError
-from lorry.outputs import check_apart, check_output, check_writable, staging
+from lorry.outputs import (
+    OutputError,
+    check_apart,
+    check_model_dir,
+    check_space,
+    check_writable,
+    claimed,
+    recover,
+    staging,
+    write_json,
+)
+
+NEW = {"lorry.json", "config.json", "model.safetensors", "1_Pooling/config.json", "adapter/adapter_config.json"}
+OLD = {"lorry.json", "config.json", "model.safetensors", "2_Normalize/config.json", "vocab.txt"}
 
 
 def files(folder):
+    """Return the files below a folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def build(model_dir, content="new"):
+def write(folder, names, content):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps({"made": content}) if name == "lorry.json" else content)
+
+
+def build(model_dir, names=NEW, content="new"):
+    model_dir.mkdir(parents=True, exist_ok=True)
     with staging(model_dir) as folder:
-        assert not (model_dir / "lorry.json").exists() or (model_dir / "lorry.json").read_text() == "old"
-        (folder / "lorry.json").write_text(content)
-        (folder / "adapter").mkdir()
-        (folder / "adapter" / "file").write_text(content)
+        write(folder, names, content)
 
 
 def fail_to_build(model_dir):
     with staging(model_dir) as folder:
-        (folder / "lorry.json").write_text("half")
+        write(folder, {"lorry.json"}, "half")
         raise ZeroDivisionError
 
 
-def earlier_model(folder):
-    (folder / "1_Pooling").mkdir(parents=True)
-    (folder / "lorry.json").write_text("old")
-    (folder / "1_Pooling" / "stale").write_text("old")
+def is_model(model_dir, names, content):
+    """Tell whether a folder holds exactly this model, every file of it."""
+    if files(model_dir) != names:
+        return False
+    return all(
+        json.loads((model_dir / name).read_text())["made"] == content
+        if name == "lorry.json"
+        else (model_dir / name).read_text() == content
+        for name in names
+    )
+
+
+@pytest.fixture(params=["folder", "symbolic link", "current folder"])
+def model_dir(request, tmp_path, monkeypatch):
+    """A model folder as users name it."""
+    folder = tmp_path / "real" / "model"
+    folder.mkdir(parents=True)
+    if request.param == "symbolic link":
+        (tmp_path / "link").symlink_to(folder)
+        return tmp_path / "link"
+    if request.param == "current folder":
+        monkeypatch.chdir(folder)
+        return Path()
     return folder
 
 
-def test_a_new_folder_is_made(tmp_path):
-    build(tmp_path / "a" / "b" / "model")
-    assert files(tmp_path) == {"a/b/model/lorry.json", "a/b/model/adapter/file"}
-
-
-def test_an_earlier_model_is_replaced_whole(tmp_path):
-    model_dir = earlier_model(tmp_path / "model")
+def test_a_model_is_put_in_place(model_dir):
     build(model_dir)
-    assert files(tmp_path) == {"model/lorry.json", "model/adapter/file"}
-    assert (model_dir / "lorry.json").read_text() == "new"
+    assert is_model(model_dir, NEW, "new")
+    assert sorted(json.loads((model_dir / "lorry.json").read_text())["files"]) == sorted(NEW)
+
+
+def test_an_earlier_model_is_replaced_completely(model_dir):
+    build(model_dir, OLD, "old")
+    build(model_dir)
+    assert is_model(model_dir, NEW, "new")
+    assert not list(model_dir.glob(".lorry-*"))
+
+
+def test_a_model_of_an_earlier_version_is_replaced_too(model_dir):
+    """Such a one does not list its files."""
+    write(model_dir, OLD, "old")
+    build(model_dir)
+    assert is_model(model_dir, NEW, "new")
+
+
+def test_what_others_wrote_is_kept(model_dir):
+    build(model_dir, OLD, "old")
+    write(model_dir, {"notes.txt", "adapter/mine", "2_Normalize/mine", "1_Pooling/config.json"}, "mine")
+    build(model_dir)
+    assert files(model_dir) == {*NEW, "notes.txt", "adapter/mine", "2_Normalize/mine", "1_Pooling/config.json.kept"}
+    for name in ("notes.txt", "adapter/mine", "2_Normalize/mine", "1_Pooling/config.json.kept"):
+        assert (model_dir / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["earlier model", "no model"])
+def test_a_failure_leaves_everything_as_it_was(model_dir, earlier):
+    if earlier:
+        build(model_dir, OLD, "old")
+    before = files(model_dir)
+    with pytest.raises(ZeroDivisionError):
+        fail_to_build(model_dir)
+    assert files(model_dir) == before
+    assert not list(model_dir.glob(".lorry-*"))
+
+
+def killed_at(operation, work):
+    """Do the work in another process that is gone, as after SIGKILL, at its nth change of the disk; return its code."""
+    child = os.fork()
+    if child == 0:
+        left = iter(range(operation))
+
+        def counted(function):
+            def call(*arguments, **options):
+                if next(left, None) is None:
+                    os._exit(9)
+                return function(*arguments, **options)
+
+            return call
+
+        for name in ("rename", "mkdir", "rmdir", "unlink", "replace"):
+            setattr(os, name, counted(getattr(os, name)))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("earlier", [True, False], ids=["earlier model", "no model"])
+def test_wherever_a_run_is_killed_the_next_one_finds_a_whole_model(tmp_path, earlier):
+    """At every change of the disk: the old model or the new one, and never a folder that the next run refuses."""
+    seen = []
+    for operation in range(100):
+        folder = tmp_path / str(operation)
+        folder.mkdir()
+        if earlier:
+            build(folder, OLD, "old")
+            write(folder, {"notes.txt"}, "mine")
+        ended = killed_at(operation, lambda folder=folder: build(folder))
+        check_model_dir(folder)
+        recovered = recover(folder)
+        mine = {"notes.txt"} if earlier else set()
+        others = {name for name in files(folder) if name.startswith(".lorry-")}
+        state = {name: (folder / name).read_bytes() for name in files(folder) - others - mine}
+        made = json.loads(state["lorry.json"])["made"] if state else None
+        assert set(state) == {"new": NEW, "old": OLD, None: set()}[made]
+        assert all(made.encode() in content for content in state.values())
+        assert made == "new" or not recovered
+        seen.append(made)
+        build(folder, NEW, "next")
+        assert is_model(folder, NEW | mine, "next") or mine
+        assert files(folder) == NEW | mine
+        if ended == 0:
+            break
+    assert ended == 0
+    assert seen.index("new") > 3
+    assert set(seen[seen.index("new") :]) == {"new"}
+    assert len(seen) > 12
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"not empty and holds no model of Lorry's"):
-        build(tmp_path)
+    (tmp_path / ".lorry-new").mkdir()
+    with pytest.raises(UserError, match=r"not empty and holds no model of Lorry's \(thesis.tex\)"):
+        check_model_dir(tmp_path)
     assert files(tmp_path) == {"thesis.tex"}
+    assert (tmp_path / ".lorry-new").is_dir(), "another run may be building there"
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        fail_to_build(tmp_path / "model")
-    assert files(tmp_path) == set()
-    assert not list(tmp_path.glob(".lorry-*"))
-
-
-def test_a_failure_leaves_an_earlier_model_as_it_was(tmp_path):
-    model_dir = earlier_model(tmp_path / "model")
-    before = files(tmp_path)
-    with pytest.raises(ZeroDivisionError):
-        fail_to_build(model_dir)
-    assert files(tmp_path) == before
-    assert (model_dir / "lorry.json").read_text() == "old"
-
-
-@pytest.fixture(params=["mount", "parent not writable"])
-def mounted(request, tmp_path, monkeypatch):
-    """A folder as a container has it: mounted, or in a parent that is not ours. It cannot be moved or replaced."""
-    folder = tmp_path / "parent" / "mounted"
-    folder.mkdir(parents=True)
-    if request.param == "mount":
-        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == folder)
-    else:
-        access = os.access
-        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder.parent and access(path, mode))
-        folder.parent.chmod(0o555)
-    rename, rmdir = Path.rename, Path.rmdir
-
-    def refuse(self, *target):
-        assert self != folder, "a mount cannot be moved or removed"
-        assert not target or Path(target[0]) != folder, "a mount cannot be moved over"
-        return rename(self, *target) if target else rmdir(self)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    monkeypatch.setattr(Path, "rmdir", refuse)
-    yield folder
-    folder.parent.chmod(0o755)
-
-
-def test_a_mounted_folder_is_filled(mounted):
-    build(mounted)
-    assert [path.name for path in mounted.parent.iterdir()] == ["mounted"]
-    assert sorted(path.name for path in mounted.iterdir()) == ["adapter", "lorry.json"]
-
-
-def test_an_earlier_model_in_a_mounted_folder_is_replaced(mounted):
-    earlier_model(mounted)
-    build(mounted)
-    assert files(mounted) == {"lorry.json", "adapter/file"}
-    assert (mounted / "lorry.json").read_text() == "new"
-
-
-def test_a_failure_leaves_a_mounted_folder_as_it_was(mounted):
-    earlier_model(mounted)
-    before = files(mounted)
-    with pytest.raises(ZeroDivisionError):
-        fail_to_build(mounted)
-    assert files(mounted) == before
-    assert sorted(path.name for path in mounted.iterdir()) == ["1_Pooling", "lorry.json"]
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_model(tmp_path, monkeypatch):
+    build(tmp_path, OLD, "old")
+    monkeypatch.setattr(outputs, "_complete", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OutputError, match=r"cannot be written: No space left\. Check free space"):
+        build(tmp_path)
+    assert is_model(tmp_path, OLD, "old")
 
 
 def test_a_file_in_the_way_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "model"):
         with pytest.raises(UserError, match=r"cannot be written.*--model_dir"):
-            check_writable(path)
-    with pytest.raises(UserError, match=r"cannot be written.*--output_data_dir"):
-        check_output(tmp_path / "file")
+            check_writable(path, "--model_dir")
 
 
 def test_checking_leaves_no_trace(tmp_path):
-    check_writable(tmp_path / "model")
-    check_output(tmp_path / "output")
+    check_writable(tmp_path / "model", "--model_dir")
+    check_model_dir(tmp_path / "model")
+    check_model_dir(tmp_path / "nowhere")
+    assert files(tmp_path) == set()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
+    script = (
+        "import sys, pathlib, lorry.outputs as o\n"
+        "with o.claimed(pathlib.Path(sys.argv[1]), '--model_dir'): print('mine', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "mine\n"
+        with pytest.raises(UserError, match=r"another run is writing to .* give another --model_dir"):
+            claimed(tmp_path, "--model_dir").__enter__()
+        other.kill()
+        other.wait()
+        with claimed(tmp_path, "--model_dir"):
+            pass
     assert files(tmp_path) == set()
 
 
@@ -140,6 +229,41 @@ def test_a_folder_inside_model_dir_is_refused(tmp_path, name):
     check_apart(TrainConfig(model_dir=str(tmp_path / "model"), **{name: str(tmp_path / "model2")}))
 
 
+def test_the_base_model_is_not_replaced_by_its_own_tuned_model(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (tmp_path / "link").symlink_to(base)
+    for model_dir in ("base", "link"):
+        with pytest.raises(UserError, match=r"pretrained_model .* lies in model_dir"):
+            check_apart(TrainConfig(pretrained_model=str(base), model_dir=str(tmp_path / model_dir)))
+
+
+def test_results_do_not_go_among_the_pairs(tmp_path):
+    config = TrainConfig(train=str(tmp_path), output_data_dir=str(tmp_path / "x" / ".."), model_dir="elsewhere")
+    with pytest.raises(UserError, match="output_data_dir is the folder of the train pairs"):
+        check_apart(config)
+
+
 def test_a_data_set_of_the_hub_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_apart(TrainConfig(model_dir=".", train="hf://datasets/owner/name", output_data_dir="../output"))
+
+
+def test_space_is_counted_per_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10_000_000})())
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    check_space({tmp_path / "a": 5_000_000, tmp_path / "b": 5_000_000})
+    with pytest.raises(UserError, match=r"10 MB free, and the run needs about 11 MB"):
+        check_space({tmp_path / "a": 5_000_000, tmp_path / "b": 6_000_000})
+
+
+def test_json_is_written_completely_or_not_at_all(tmp_path):
+    write_json(tmp_path / "metrics.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "metrics.json", {"a": object()})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1}
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(OutputError, match=r"report.html cannot be written: Is a directory"):
+        outputs.write_text(tmp_path / "report.html", "x")
+    assert files(tmp_path) == {"metrics.json"}

@@ -212,11 +212,11 @@ def test_one_seed_gives_the_same_weights_bit_for_bit_and_another_replaces_them_b
     first, again = (Run(tmp_path / name, **options, seed=7) for name in ("first", "again"))
     weights = (first.model / "model.safetensors").read_bytes()
     assert (again.model / "model.safetensors").read_bytes() == weights
-    (first.model / "stale.txt").touch()
+    (first.model / "notes.txt").touch()
     other = Run(tmp_path / "first", **options, seed=8)
     assert (other.model / "model.safetensors").read_bytes() != weights
     assert other.facts["seed"] == 8
-    assert not (other.model / "stale.txt").exists()
+    assert (other.model / "notes.txt").exists()
 
 
 def test_a_validation_folder_is_used_whole_and_all_training_pairs_are_trained_on(place, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,19 @@ from lorry.model.encoder import Encoder
 from lorry.model.merge import MergeProof, merge
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import PretrainedModel, find_pretrained
-from lorry.outputs import check_apart, check_output, check_writable, staging, write_json
+from lorry.model.saving import save_adapter
+from lorry.outputs import (
+    OutputError,
+    check_apart,
+    check_model_dir,
+    check_space,
+    check_writable,
+    claimed,
+    recover,
+    staging,
+    write_json,
+    writing,
+)
 from lorry.report.card import write_model_card, write_unfinished_card
 from lorry.report.facts import ReportFacts
 from lorry.report.page import write_report
@@ -29,7 +42,7 @@ from lorry.report.results import gather_facts
 from lorry.report.tables import summary_table
 from lorry.report.verdict import verdict_of
 from lorry.signals import StopRequestedError
-from lorry.training.checkpoint import CheckpointStore
+from lorry.training.checkpoint import KEPT, CheckpointStore
 from lorry.training.loop import Progress, fit
 from lorry.training.progress import TrainingLog
 from lorry.training.setup import TrainingSetup, prepare
@@ -38,6 +51,7 @@ from lorry.training.update import Trainer
 log = logging.getLogger("lorry")
 
 PROBES = 16  # texts that the merge is proved on: each is embedded four times, and a stop must not take long
+OTHER_FILES = 20_000_000  # bytes of tokenizer, report and the like, at most
 
 
 def run(config: TrainConfig, stop: threading.Event | None = None, command: str = "") -> None:
@@ -51,10 +65,23 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
     Raises:
         UserError: Something that the user can fix.
     """
+    model_dir = Path(config.model_dir)
     check_apart(config)
-    check_writable(Path(config.model_dir))
-    check_output(Path(config.output_data_dir))
+    check_model_dir(model_dir)
+    with ExitStack() as claims:
+        for option in ("model_dir", "output_data_dir", "checkpoint_dir"):
+            if folder := getattr(config, option):
+                check_writable(Path(folder), f"--{option}")
+                claims.enter_context(claimed(Path(folder), f"--{option}"))
+        if recover(model_dir):
+            log.info("%s: put in place the finished model of a run that was killed", model_dir)
+        _run(config, stop, command)
+
+
+def _run(config: TrainConfig, stop: threading.Event | None, command: str) -> None:
+    """Do the work of `run`, in folders that are this run's alone."""
     setup = prepare(config)
+    check_space(_space_needed(setup))
     # Taken at the start, since a stop must not take long.
     fingerprints = {name: pairs.fingerprint() for name, pairs in setup.splits.items()}
     fingerprints["base"] = setup.base.fingerprint()
@@ -98,6 +125,17 @@ def _score_model(setup: TrainingSetup, model: PretrainedModel, stop: threading.E
     return {name: _score(setup, encoder, name, stop) for name in setup.splits if name != "train"}
 
 
+def _space_needed(setup: TrainingSetup) -> dict[Path, int]:
+    """Return about how many bytes the run will write to each folder."""
+    config, model = setup.config, setup.encoder.model
+    weights = 4 * sum(weight.numel() for weight in model.parameters())  # fp32
+    adapters = 4 * sum(weight.numel() for weight in setup.encoder.adapters().values())
+    needs = {Path(config.model_dir): weights + adapters + OTHER_FILES, Path(config.output_data_dir): OTHER_FILES}
+    if config.checkpoint_dir:  # adapters and their two moments; a new one is written before an old one goes
+        needs[Path(config.checkpoint_dir)] = 3 * adapters * (KEPT + 1) + OTHER_FILES
+    return needs
+
+
 def _finish(
     setup: TrainingSetup,
     progress: Progress,
@@ -106,39 +144,70 @@ def _finish(
     stop: threading.Event | None,
     command: str,
 ) -> None:
-    """Merge, prove, evaluate the base model and the merged one, and put model and results in place."""
+    """Merge, prove, evaluate the base model and the merged one, and put model and results in place.
+
+    Raises:
+        OutputError: Something could not be written; everything else was.
+    """
     config, output = setup.config, Path(setup.config.output_data_dir)
     before = _score_model(setup, setup.base, stop)
     training_log.begin_with(loss=before["validation"].loss, metrics=before["validation"].metrics)
-    with staging(Path(config.model_dir)) as folder:
-        proof = merge(folder, setup.encoder, _probe(setup))
-        log.info(
-            "merged: cosine to base + adapter %.6f, to the base %.4f", proof.merged_to_adapter, proof.merged_to_base
-        )
-        after = _score_model(setup, find_pretrained(str(folder), config.max_length), stop)
+    failures: list[OutputError] = []
+    try:
+        with staging(Path(config.model_dir)) as folder:
+            proof = merge(folder, setup.encoder, _probe(setup))
+            log.info(
+                "merged: cosine to base + adapter %.6f, to the base %.4f",
+                proof.merged_to_adapter,
+                proof.merged_to_base,
+            )
+            after = _score_model(setup, find_pretrained(str(folder), config.max_length), stop)
+            facts = gather_facts(setup, progress, training_log, before, after, command)
+            write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints))
+            write_model_card(folder, facts)
+    except OutputError as error:
+        failures.append(_rescue_adapter(setup, error))
+        after = {name: _score(setup, setup.encoder, name, stop) for name in before}
         facts = gather_facts(setup, progress, training_log, before, after, command)
-        write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints))
-        write_model_card(folder, facts)
-        write_json(output / "metrics.json", facts.metrics)
-        training_log.write(output / "training.jsonl")
-        report = write_report(output, facts)
+    for write in (
+        lambda: write_json(output / "metrics.json", facts.metrics),
+        lambda: training_log.write(output / "training.jsonl"),
+        lambda: write_report(output, facts),
+    ):
+        try:
+            write()
+        except OutputError as error:
+            failures.append(error)
     _log_result(facts)
+    if failures:
+        raise OutputError("; ".join(error.cause for error in failures), failures[0].hint)
     log.info("model: %s", config.model_dir)
-    log.info("report: %s", report)
+    log.info("report: %s", output / "report.html")
+
+
+def _rescue_adapter(setup: TrainingSetup, error: OutputError) -> OutputError:
+    """Keep what was trained although the merged model could not be written; return the error to raise."""
+    folder = Path(setup.config.output_data_dir) / "adapter"
+    try:
+        with writing(folder):
+            save_adapter(folder, setup.encoder)
+    except OutputError:
+        return error
+    return OutputError(f"{error.cause} (the trained adapter is in {folder})", error.hint)
 
 
 def _leave_unfinished(
     setup: TrainingSetup, progress: Progress, training_log: TrainingLog, fingerprints: dict[str, str]
 ) -> None:
-    """After a stop: say where, and leave the model as trained so far if that is wanted."""
+    """After a stop: log where, and leave the model as trained so far if that is wanted."""
     config = setup.config
-    training_log.write(Path(config.output_data_dir) / "training.jsonl")
     if config.on_stop == "export":
         with staging(Path(config.model_dir)) as folder:
             proof = merge(folder, setup.encoder, _probe(setup))
             write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints))
             write_unfinished_card(folder, setup.base.name, progress.step)
         log.info("the model as trained so far: %s", config.model_dir)
+    training_log.write(Path(config.output_data_dir) / "training.jsonl")
     how = (
         "resume with the same checkpoint folder"
         if config.checkpoint_dir

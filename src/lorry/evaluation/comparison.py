@@ -15,7 +15,7 @@ from lorry.model.encoder import Encoder
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.names import METRICS
-from lorry.outputs import check_output, write_json
+from lorry.outputs import check_writable, write_json
 
 log = logging.getLogger("lorry")
 
@@ -34,7 +34,7 @@ def compare_models(models: list[str], data: Path, output: Path, config: TrainCon
     """
     if output.is_dir():
         raise UserError(f"{output} is a folder", "Give a file as --output, e.g. metrics.json.")
-    check_output(output.parent, "--output")
+    check_writable(output.parent, "--output")
     accelerator, precision = make_accelerator(config.precision)
     bases = {name: find_pretrained(name, config.max_length) for name in models}
     splits = {}

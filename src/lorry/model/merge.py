@@ -16,6 +16,7 @@ from lorry.model.encoder import Encoder
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import find_pretrained
 from lorry.model.saving import save_adapter, save_model
+from lorry.outputs import writing
 
 MIN_COSINE = 0.9999  # between the merged model and base + adapter
 MAX_RELOAD_GAP = 1e-6  # between the merged model in memory and as read back
@@ -49,17 +50,21 @@ def merge(folder: Path, encoder: Encoder, probe: TokenSequences) -> MergeProof:
     Raises:
         MergeError: The merged model is not base + adapter, or does not read back as it was.
         UserError: The merged model equals its base.
+        OutputError: `folder` cannot be written.
     """
     from peft import PeftModel
 
-    save_adapter(folder / "adapter", encoder)
+    with writing(folder):
+        save_adapter(folder / "adapter", encoder)
     fresh = Encoder(encoder.base, "fp32", encoder.device)
     before_ND = _embed(fresh, probe)
     fresh.model = PeftModel.from_pretrained(fresh.model, folder / "adapter").eval()
     adapted_ND = _embed(fresh, probe)
     fresh.model = fresh.model.merge_and_unload()
     merged_ND = _embed(fresh, probe)
-    save_model(folder, fresh)
+    with writing(folder):
+        save_model(folder, fresh)
+    del fresh  # not three models at a time
     read_back_ND = _embed(Encoder(find_pretrained(str(folder)), "fp32", encoder.device), probe)
     proof = MergeProof(
         merged_to_adapter=float(torch.cosine_similarity(merged_ND, adapted_ND).min()),

@@ -15,8 +15,9 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from lorry.config import CONTAINER_PATHS
 from lorry.names import BUNDLED_MODEL_ID, OFFICIAL_NDCG
+from lorry.outputs import write_text
 from lorry.report.facts import SCORER_TITLES, ReportFacts
-from lorry.report.rendering import render, write_whole
+from lorry.report.rendering import render
 from lorry.report.tables import Row, before_and_after
 from lorry.report.verdict import verdict_of
 
@@ -66,7 +67,7 @@ def write_unfinished_card(folder: Path, base_model: str, steps: int) -> None:
 
 def _write(folder: Path, metadata: ModelCardData, body: str) -> None:
     card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")  # reads the metadata back, and so checks it
-    write_whole(folder / "README.md", str(card))
+    write_text(folder / "README.md", str(card))
 
 
 def _metadata(base_model: str | None, results: Sequence[EvalResult] = ()) -> ModelCardData:

@@ -7,9 +7,10 @@ from pathlib import Path
 from markupsafe import Markup
 
 from lorry.names import OFFICIAL_NDCG
+from lorry.outputs import write_text
 from lorry.report import charts
 from lorry.report.facts import METRIC_TITLES, SCORER_TITLES, ReportFacts
-from lorry.report.rendering import render, write_whole
+from lorry.report.rendering import render
 from lorry.report.tables import before_and_after
 from lorry.report.verdict import verdict_of, verdict_split
 
@@ -36,4 +37,6 @@ def write_report(folder: Path, facts: ReportFacts) -> Path:
         improved=[change for change in facts.changes if change.after > change.before],
         worsened=[change for change in facts.changes if change.after < change.before],
     )
-    return write_whole(folder / "report.html", html)
+    path = folder / "report.html"
+    write_text(path, html)
+    return path

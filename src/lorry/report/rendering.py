@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -37,17 +36,6 @@ def render(template: str, **values: Any) -> str:
 def signed(number: float) -> str:
     """Return a change in a metric with its sign, as in "+0.0123"."""
     return _minus(f"{number:+.4f}")
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write beside and rename, so that a reader never finds half a file."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def _minus(number: str) -> str:

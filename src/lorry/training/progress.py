@@ -14,6 +14,8 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from lorry.outputs import write_text
+
 log = logging.getLogger("lorry")
 
 
@@ -78,4 +80,4 @@ class TrainingLog:
 
     def write(self, path: Path) -> None:
         """Write the lines as JSON, one object per line."""
-        path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), "utf-8")
+        write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
