@@ -12,6 +12,7 @@ from unittest import mock
 from accelerate.state import AcceleratorState
 
 from lorry import cli
+from lorry.training.update import Trainer
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,15 @@ def lorry(*words, **options):
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return Result(code, output.getvalue())
+
+
+def stopped_after(step):
+    """Let the process get a SIGTERM during this step."""
+    make_step = Trainer.step
+
+    def stop(self, batch, number, lr):
+        if number + 1 == step:
+            signal.raise_signal(signal.SIGTERM)
+        return make_step(self, batch, number, lr)
+
+    return mock.patch.object(Trainer, "step", stop)

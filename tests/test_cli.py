@@ -274,6 +274,8 @@ def test_mistakes_in_evaluation_are_one_line_each(tmp_path, tiny_model):
         ({"data": tmp_path / "nowhere"}, ["nowhere"]),
         ({"model": "nobody/nothing"}, ["nobody/nothing"]),
         ({"output": tmp_path}, ["--output"]),
+        ({"output": data / "pairs.csv"}, ["pairs.csv exists and holds no metrics", "--output"]),
+        ({"output": model / "config.json"}, ["config.json exists and holds no metrics", "--output"]),
         ({"output": data / "pairs.csv" / "metrics.json"}, ["cannot be written", "--output"]),
     ]
     for options, says in mistakes:

@@ -10,9 +10,9 @@ lorry jobs status|logs|stop|fetch NAME
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import logging
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ from lorry.config import CONTAINER_PATHS, JobOptions, PairOptions, TrainConfig, 
 from lorry.errors import UserError, nearest
 from lorry.hardware import let_waiting_threads_sleep
 from lorry.launch import start
-from lorry.logs import configure_logging
+from lorry.logs import OutputClosedError, configure_logging, give_up_output
 from lorry.signals import stop_on_signals
 
 log = logging.getLogger("lorry")
@@ -38,10 +38,22 @@ def main() -> None:
             _refuse(unknown[0], arguments)
         arguments.call(arguments)
     except UserError as error:
-        log.error("%s", error)
+        _fail(str(error))
+    except MemoryError:
+        _fail("out of memory. Lower --batch_size or --micro_batch_tokens, or take a larger machine.")
+    except OSError as error:  # of the disk: a name that is too long, too many open files
+        _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except OutputClosedError as error:
+        give_up_output(error)
         sys.exit(1)
-    except BrokenPipeError:  # `lorry jobs logs NAME | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(text: str, code: int = 1) -> NoReturn:
+    with contextlib.suppress(OutputClosedError):
+        log.error("%s", text)
+    sys.exit(code)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     scored = {*_names(PairOptions), "max_length", "precision", "eval_batch_size", "seed"}
     evaluate = command("evaluate", "score any models side by side on judged pairs")
     evaluate.add_argument("--model", action="append", required=True, help="Hub id, folder or bundled; may be repeated")
-    evaluate.add_argument("--data", required=True, help="folder of judged pairs")
+    evaluate.add_argument("--data", required=True, help="judged pairs, as --train of lorry train")
     evaluate.add_argument("--output", required=True, help="JSON file to write")
     add_options(evaluate, TrainConfig, scored)
     evaluate.set_defaults(call=_evaluate, options={*scored, "model", "data", "output"})
@@ -137,7 +149,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     config = from_strings(TrainConfig, _given(arguments, TrainConfig))
     from lorry.evaluation.comparison import compare_models
 
-    compare_models(arguments.model, Path(arguments.data), Path(arguments.output), config)
+    compare_models(arguments.model, arguments.data, Path(arguments.output), config)
 
 
 def _submit(arguments: argparse.Namespace) -> None:

@@ -74,7 +74,7 @@ class TrainConfig(PairOptions):
     checkpoint_dir: str = option("", "folder for checkpoints; a run that finds one there continues it; empty: none")
     pretrained_model: str = option("TaylorAI/gte-tiny", "base model: Hub id, folder, or bundled (all-MiniLM-L6-v2)")
     validation_fraction: float = option(
-        0.1, "share of the queries held out when there is no validation folder", above=0, maximum=0.5
+        0.1, "share of the queries held out where there are no validation pairs", above=0, maximum=0.5
     )
     epochs: int = option(1, "passes over the training pairs", minimum=1)
     batch_size: int = option(240, "pairs per optimizer step", minimum=1)

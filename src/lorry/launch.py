@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import atexit
 import gc
-import threading
+import logging
 
 from lorry.config import TrainConfig
+from lorry.signals import Stop, StopRequestedError
+
+log = logging.getLogger("lorry")
 
 
-def start(config: TrainConfig, stop: threading.Event, command: str) -> None:
+def start(config: TrainConfig, stop: Stop, command: str) -> None:
     """Load the libraries and run the training that `config` describes; see `pipeline.run`.
 
     Raises:
         UserError: Something that the user can fix.
     """
-    gc.disable()
-    from lorry.hardware import check_gpu
-    from lorry.pipeline import run
+    try:
+        with stop.immediately():
+            gc.disable()
+            from lorry.hardware import check_gpu
+            from lorry.pipeline import run
 
-    gc.freeze()
-    gc.enable()
-    atexit.register(gc.freeze)  # at exit, too, collecting what is left takes Python seconds
-    check_gpu()
+            gc.freeze()
+            gc.enable()
+            atexit.register(gc.freeze)  # at exit, too, collecting what is left takes Python seconds
+            check_gpu()
+    except StopRequestedError:
+        log.info("stopped before the run began; earlier checkpoints stay as they are")
+        return
     run(config, stop, command)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from lorry.report.provenance import provenance
 from lorry.report.results import gather_facts
 from lorry.report.tables import summary_table
 from lorry.report.verdict import verdict_of
-from lorry.signals import StopRequestedError
+from lorry.signals import Stop, StopRequestedError
 from lorry.training.checkpoint import KEPT, CheckpointStore
 from lorry.training.loop import Progress, fit
 from lorry.training.progress import TrainingLog
@@ -80,12 +80,14 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
 
 def _run(config: TrainConfig, stop: threading.Event | None, command: str) -> None:
     """Do the work of `run`, in folders that are this run's alone."""
-    setup = prepare(config)
-    check_space(_space_needed(setup))
-    # Taken at the start, since a stop must not take long.
-    fingerprints = {name: pairs.fingerprint() for name, pairs in setup.splits.items()}
-    fingerprints["base"] = setup.base.fingerprint()
-    if stop is not None and stop.is_set():
+    try:
+        with stop.immediately() if isinstance(stop, Stop) else nullcontext():
+            setup = prepare(config)
+            check_space(_space_needed(setup))
+            # Taken at the start, since a stop must not take long later.
+            fingerprints = {name: pairs.fingerprint() for name, pairs in setup.splits.items()}
+            fingerprints["base"] = setup.base.fingerprint()
+    except StopRequestedError:
         log.info("stopped at step 0 of this run, before training began; earlier checkpoints stay as they are")
         return
     training_log = TrainingLog(setup.sampler.steps)
@@ -105,7 +107,13 @@ def _train(
     config, encoder = setup.config, setup.encoder
     store = None
     if config.checkpoint_dir:
-        store = CheckpointStore(Path(config.checkpoint_dir), config, fingerprints["train"], fingerprints["base"])
+        store = CheckpointStore(
+            Path(config.checkpoint_dir),
+            config,
+            precision=encoder.precision,
+            data=fingerprints["train"],
+            model=fingerprints["base"],
+        )
 
     def validate() -> tuple[float, dict[str, float]]:
         found = _score(setup, encoder, "validation", stop)
@@ -213,6 +221,8 @@ def _leave_unfinished(
         if config.checkpoint_dir
         else "give --checkpoint_dir to resume next time"
     )
+    if progress.unsaved is not None:
+        raise progress.unsaved
     log.info("stopped at step %d, %s", progress.step, how)
 
 

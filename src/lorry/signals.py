@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 log = logging.getLogger("lorry")
@@ -14,16 +16,40 @@ class StopRequestedError(Exception):
     """Work that can be done again was given up because a stop was requested."""
 
 
-def stop_on_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set; a second Ctrl-C ends the process at once."""
-    stop = threading.Event()
+class Stop(threading.Event):
+    """Set when a stop is requested.
 
-    def request_stop(number: int, _: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+    Training reads it once per step. Work that can simply be done again is given up at once: inside `immediately` the
+    signal's handler raises.
+    """
+
+    raises = False
+
+    @contextmanager
+    def immediately(self) -> Iterator[None]:
+        """Let a request raise `StopRequestedError` inside the block, also one that came before it."""
+        self.raises = True
+        try:
+            if self.is_set():
+                raise StopRequestedError
+            yield
+        finally:
+            self.raises = False
+
+    def request(self, number: int, _: FrameType | None) -> None:
+        """Handle the signal; a second Ctrl-C ends the process."""
+        if self.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        log.info("%s received: stopping after this step", signal.Signals(number).name)
-        stop.set()
+        name = signal.Signals(number).name
+        log.info("%s received: stopping%s", name, "" if self.raises else " after this step")
+        self.set()
+        if self.raises:
+            raise StopRequestedError
 
-    signal.signal(signal.SIGTERM, request_stop)
-    signal.signal(signal.SIGINT, request_stop)
+
+def stop_on_signals() -> Stop:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = Stop()
+    signal.signal(signal.SIGTERM, stop.request)
+    signal.signal(signal.SIGINT, stop.request)
     return stop

@@ -13,6 +13,7 @@ from lorry import hardware
 from lorry.config import TrainConfig
 from lorry.container import train as container
 from lorry.errors import UserError
+from lorry.signals import Stop
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def started(root, monkeypatch):
         monkeypatch.setattr("sys.argv", ["train", *arguments])
         monkeypatch.setattr("lorry.hardware.check_gpu", lambda: None)
         monkeypatch.setattr("lorry.pipeline.run", work)
-        monkeypatch.setattr(container, "_stop", lambda: None)
+        monkeypatch.setattr(container, "_stop", Stop)
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
         for name in ("HF_HUB_OFFLINE", "GOMP_SPINCOUNT"):
             monkeypatch.setenv(name, "set, so that it is put back afterwards")

@@ -80,7 +80,7 @@ def test_rows_with_too_few_or_many_cells_are_told_of(tmp_path):
     path, told = tmp_path / "a.csv", []
     path.write_text("id,text,label\n1,a,1\n2,b\n3,c,1,9\n4,d,0\n")
     assert [row["id"] for row in read(path, skipped=told.append)] == ["1", "4"]
-    assert told == ["a.csv: 2 cells, not 3: '2,b'", "a.csv: 4 cells, not 3: '3,c,1,9'"]
+    assert told == ["a.csv: 2 cells instead of 3: '2,b'", "a.csv: 4 cells instead of 3: '3,c,1,9'"]
 
 
 def test_columns_of_other_types_become_text(tmp_path):
@@ -132,7 +132,7 @@ def refused(path):
 def test_truncated_files_are_named(tmp_path, name):
     path = written(tmp_path, name)
     path.write_bytes(path.read_bytes()[:-20])
-    assert "Is the file whole" in refused(path)
+    assert "Is the file complete" in refused(path)
 
 
 def test_json_errors_name_the_row(tmp_path, monkeypatch):
@@ -170,15 +170,15 @@ def test_utf16_and_empty_files_are_refused(tmp_path):
 
 
 def test_folders_without_files_say_what_is_there(tmp_path):
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="does not exist"):
         list_files(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds no file of pairs, but nothing.*\.parquet \.csv"):
+    with pytest.raises(UserError, match=r"is empty.*\.parquet \.csv"):
         list_files(tmp_path)
     (tmp_path / "train").mkdir()
-    with pytest.raises(UserError, match="but train"):
+    with pytest.raises(UserError, match="has no file of pairs, only train"):
         list_files(tmp_path)
     (tmp_path / "a.xlsx").write_text("")
-    with pytest.raises(UserError, match="no known kind"):
+    with pytest.raises(UserError, match="not a file that Lorry can read"):
         list_files(tmp_path / "a.xlsx")
 
 

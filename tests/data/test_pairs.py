@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
@@ -110,7 +111,7 @@ def test_esci_filters(esci):
     small = read_channel(esci, PairOptions(small_version=True))
     assert rows(small["train"]) == [ESCI_TRAIN[0], ESCI_TRAIN[1], ESCI_TRAIN[3]]
     assert small["train"].health.rows == 3
-    with pytest.raises(UserError, match="no row with locale jp, but us, es"):
+    with pytest.raises(UserError, match=r"no row of .* has locale jp, only us, es"):
         read_channel(esci, PairOptions(locale="jp"))
 
 
@@ -274,7 +275,7 @@ def test_bad_rows_are_counted_and_shown(tmp_path, caplog):
     }
     assert health.examples["unknown label"] == ["a.csv row 63: query 'b', text 'y', label 'maybe'"]
     assert health.examples["missing text"] == ["a.csv row 61: query 'a', text missing, label '1'"]
-    assert health.examples["wrong number of cells"] == ["a.csv: 4 cells, not 3: '1,2,3,4'"]
+    assert health.examples["wrong number of cells"] == ["a.csv: 4 cells instead of 3: '1,2,3,4'"]
     assert pairs.gain[0] == 0  # of conflicting rows the first is kept
     (line,) = caplog.messages
     assert "0/1 pairs" in line
@@ -355,7 +356,8 @@ def test_tables_that_are_missing(tmp_path, esci):
 
 def test_products_that_are_missing(esci):
     save(esci, "another.parquet", {name: values[1:] for name, values in ESCI_PRODUCTS.items()})
-    with pytest.raises(UserError, match=r"1 of 6 rows.*unknown product \(any_name.parquet row 4.*missing products"):
+    said = r"1 of 5 rows of .* split train.*unknown product \(any_name.parquet row 4.*missing products"
+    with pytest.raises(UserError, match=said):
         read_channel(esci, PairOptions())
 
 
@@ -373,7 +375,7 @@ def test_a_channel_without_rows(tmp_path):
 def test_both_classes_are_needed(tmp_path):
     pairs = whole(simple(tmp_path, ["E", "S", "C", "I"]))
     check_both_classes(pairs, "training")
-    with pytest.raises(UserError, match=r"no one of the 2 training pairs is relevant \(labels: C, I\)"):
+    with pytest.raises(UserError, match=r"none of the 2 training pairs is relevant \(labels: C, I\)"):
         check_both_classes(pairs.select(np.array([2, 3])), "training")
     with pytest.raises(UserError, match=r"every one of the 2 training pairs is relevant.*--positive_threshold"):
         check_both_classes(pairs.select(np.array([0, 1])), "training")
@@ -389,9 +391,22 @@ def test_splits_of_esci(tmp_path, esci):
     assert {name: len(pairs) for name, pairs in given.items()} == {"train": 5, "validation": 6, "test": 2}
 
 
+def test_a_split_of_esci_with_a_channel_of_its_own_is_not_used(tmp_path, esci, caplog):
+    save(esci, "any_name.parquet", ESCI_EXAMPLES | {"esci_label": ["E", "S", "C", "I", "bad", "E"]})
+    with pytest.raises(
+        UserError, match=r"1 of 1 rows of .* split test are bad.*Or give other test pairs: --test FOLDER"
+    ):
+        read_splits(TrainConfig(train=str(esci)))
+    test = simple(tmp_path / "test", ["E", "I"])
+    with caplog.at_level(logging.INFO, "lorry"):
+        found = read_splits(TrainConfig(train=str(esci), validation=str(test), test=str(test)))
+    assert {name: len(pairs) for name, pairs in found.items()} == {"train": 5, "validation": 2, "test": 2}
+    assert f"{esci}: not using the rows of split test, which has a channel of its own" in caplog.messages
+
+
 def test_only_test_rows_are_no_training_rows(tmp_path, esci):
     save(esci, "any_name.parquet", ESCI_EXAMPLES | {"split": ["test"] * 6})
-    with pytest.raises(UserError, match="no row with split=train"):
+    with pytest.raises(UserError, match="no rows of the split train"):
         read_splits(TrainConfig(train=str(esci)))
     with pytest.raises(UserError, match="--train"):
         read_splits(TrainConfig())
@@ -516,13 +531,17 @@ print(sum(map(len, found.values())), resource.getrusage(resource.RUSAGE_SELF).ru
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in other units")
-@pytest.mark.parametrize("name", ["a.parquet", "a.csv"])
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "saved"])
 def test_two_million_distinct_texts_stay_below_2_gb(tmp_path, name):
     number = np.arange(2_000_000)
     words = "Deluxe kitchen widget with a handle of stainless steel and a large, sturdy base, number "
     texts = pa.compute.binary_join_element_wise(words, pa.array(number).cast(pa.string()), "")
     queries = pa.compute.binary_join_element_wise("widget ", pa.array(number // 10).cast(pa.string()), "")
-    save(tmp_path, name, {"query": queries, "product_title": texts, "label": number % 2})
+    columns = {"query": queries, "product_title": texts, "label": number % 2}
+    if name == "saved":
+        datasets.Dataset(pa.table(columns)).save_to_disk(tmp_path)
+    else:
+        save(tmp_path, name, columns)
     done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True)
     pairs, peak_kb = map(int, done.stdout.split())
     assert pairs == 2_000_000

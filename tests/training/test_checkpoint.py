@@ -8,11 +8,11 @@ import signal
 from unittest import mock
 
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from command import lorry
+from command import lorry, stopped_after
 from lorry.evaluation import scoring
-from lorry.model import tokens
 from lorry.training.update import Trainer
 
 STEPS = 20  # 10 an epoch
@@ -62,18 +62,6 @@ class Runs:
 
     def weights(self, name):
         return sha256(self.model(name) / "model.safetensors")
-
-
-def stopped_after(step):
-    """Let the process get a SIGTERM during this step."""
-    make_step = Trainer.step
-
-    def stop(self, batch, number, lr):
-        if number + 1 == step:
-            signal.raise_signal(signal.SIGTERM)
-        return make_step(self, batch, number, lr)
-
-    return mock.patch.object(Trainer, "step", stop)
 
 
 @pytest.fixture
@@ -193,7 +181,24 @@ DAMAGE = {
     "moments cut short": lambda newest: cut(newest / "optimizer.safetensors"),
     "log cut short": lambda newest: cut(newest / "training.jsonl"),
     "an empty folder": lambda newest: [path.unlink() for path in newest.iterdir()],
+    "state of a list": lambda newest: (newest / "state.json").write_text("[]"),
+    "state of bytes": lambda newest: (newest / "state.json").write_bytes(bytes(range(256))),
+    "no identity": lambda newest: change(newest, "identity", None),
+    "a step that is no number": lambda newest: change(newest, "step", "8"),
+    "another step": lambda newest: change(newest, "step", 7),
+    "no hashes": lambda newest: change(newest, "sha256", {}),
+    "hashes of a list": lambda newest: change(newest, "sha256", []),
+    "no counters": lambda newest: change(newest, "progress", {"losses": [], "scaler": {}}),
+    "counters of words": lambda newest: change(newest, "progress", {"counters": "eight", "losses": [], "scaler": {}}),
+    "no progress": lambda newest: change(newest, "progress", 3),
+    "a format that is no number": lambda newest: change(newest, "format", "new"),
 }
+
+
+def change(folder, name, value):
+    """Change an entry of state.json."""
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {name: value}))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -230,6 +235,106 @@ def test_two_checkpoints_are_kept_and_what_was_being_written_does_no_harm(stoppe
     assert stopped.run("stopped").code == 0
     assert [name for name in steps_of(kept) if name.startswith("step-")] == ["step-00000015", "step-00000020"]
     assert (kept / "notes.txt").read_text() == "mine"
+
+
+def test_folders_of_the_users_are_left_alone(stopped):
+    kept = stopped.kept("stopped")
+    for name in ("step-00-notes", "step-1", "step-00000003-copy", "best"):
+        (kept / name).mkdir()
+        (kept / name / "mine").write_text("mine")
+    assert stopped.run("stopped").code == 0
+    assert {"step-00-notes", "step-1", "step-00000003-copy", "best"} <= set(steps_of(kept))
+
+
+def test_damaged_newer_checkpoints_do_not_push_out_good_ones(stopped):
+    """Two damaged ones after the good one of step 5: it stays until two newer ones are complete."""
+    kept = stopped.kept("stopped")
+    shutil.copytree(kept / "step-00000008", kept / "step-00000011")
+    for name in ("step-00000008", "step-00000011"):
+        cut(kept / name / "adapters.safetensors")
+    ended = stopped.run("stopped", stop_at=7, checkpoint_every=1000)
+    assert "continuing after step 5" in ended.output
+    assert {"step-00000005", "step-00000007"} <= set(steps_of(kept))
+    assert "continuing after step 7" in stopped.run("stopped", stop_at=8, checkpoint_every=1000).output
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(stopped):
+    change(stopped.kept("stopped") / "step-00000008", "format", 99)
+    refused(stopped, {}, "was written by a newer version of Lorry")
+
+
+def test_other_versions_of_the_libraries_are_said(stopped):
+    newest = stopped.kept("stopped") / "step-00000008"
+    change(newest, "versions", {"torch": "2.0.0", "lorry": "0.1.0"})
+    assert "the checkpoint was written with torch 2.0.0" in stopped.run("stopped", stop_at=9).output
+
+
+def test_a_run_continues_in_the_precision_that_it_began_in(runs):
+    """A job that comes back on another kind of GPU: `auto` would choose another precision there."""
+    with mock.patch("lorry.hardware.choose_precision", begin_in("bf16")):
+        assert runs.run("whole", precision="auto", epochs=1).code == 0
+        assert "stopped at step 4" in runs.run("twice", stop_at=4, precision="auto", epochs=1).output
+    with (
+        mock.patch("lorry.hardware.choose_precision", begin_in("fp32")),
+        mock.patch("lorry.training.setup.choose_precision", begin_in("fp32")),
+    ):
+        again = runs.run("twice", precision="auto", epochs=1)
+    assert again.code == 0
+    assert "continuing in bf16, as the run began" in again.output
+    assert "precision bf16" in again.output
+    assert runs.weights("twice") == runs.weights("whole")
+
+
+def begin_in(precision):
+    return lambda asked, device: precision if asked == "auto" else asked
+
+
+def test_another_precision_is_refused_by_name(stopped):
+    refused(stopped, {"precision": "bf16"}, "precision (fp32, now bf16)")
+
+
+def test_what_has_diverged_is_not_written_over_a_good_checkpoint(stopped):
+    """Between two log lines: the loss is looked at before a checkpoint too."""
+
+    def diverge(self, batch, number, lr):
+        loss = make_step(self, batch, number, lr)
+        return loss * float("nan") if number == 8 else loss
+
+    make_step = Trainer.step
+    with mock.patch.object(Trainer, "step", diverge):
+        ended = stopped.run("stopped", log_every=100, checkpoint_every=1)
+    assert ended.code == 1
+    assert "training has diverged by step 9" in ended.lines[-1]
+    assert "the last good checkpoint is step-00000008" in ended.lines[-1]
+    assert "Lower lr" in ended.lines[-1]
+    assert steps_of(stopped.kept("stopped")) == ["step-00000005", "step-00000008"]
+
+
+class TestFullDisk:
+    """No room for a checkpoint from some step on."""
+
+    @pytest.fixture(autouse=True)
+    def _full(self, monkeypatch):
+        def save(tensors, path):
+            if int(path.parent.name.split("-")[1].split(".")[0]) > 6:
+                raise SafetensorError("I/O error: No space left on device (os error 28)")
+            save_file(tensors, path)
+
+        monkeypatch.setattr("lorry.training.checkpoint.save_file", save)
+
+    def test_training_goes_on(self, runs, whole):
+        ended = runs.run("full")
+        assert ended.code == 0
+        assert ended.output.count("warning: no checkpoint at step") == 3
+        assert "No space left on device" in ended.output
+        assert runs.weights("full") == whole.weights("whole")
+
+    def test_a_stop_leaves_the_model_and_says_that_it_cannot_be_continued(self, runs):
+        ended = runs.run("full", stop_at=8, on_stop="export")
+        assert ended.code == 1
+        assert "step-00000008 cannot be written" in ended.lines[-1]
+        assert (runs.model("full") / "model.safetensors").is_file()
+        assert steps_of(runs.kept("full"))[-1] == "step-00000005"
 
 
 OTHER = {
@@ -314,10 +419,11 @@ def test_a_stop_without_a_checkpoint_folder_says_how_to_resume_next_time(runs):
 def test_a_stop_before_training_ends_well_and_leaves_nothing(runs):
     def tokenize(*arguments):
         signal.raise_signal(signal.SIGTERM)
-        return tokens.tokenize(*arguments)
+        pytest.fail("a stop is heard at once while texts are tokenised")
 
     with mock.patch("lorry.training.setup.tokenize", tokenize):
         ended = runs.run("early", on_stop="export")
     assert ended.code == 0
+    assert "SIGTERM received: stopping\n" in ended.output
     assert "stopped at step 0" in ended.output
     assert not any(runs.model("early").iterdir())

@@ -13,7 +13,6 @@ from botocore.exceptions import ClientError
 from lorry.aws.s3 import files_in, split_uri, upload
 from lorry.aws.session import client, code, errors, session
 from lorry.config import CONTAINER_PATHS, JobOptions, TrainConfig, from_strings
-from lorry.data.hub_uri import is_hub_uri, parse_hub_uri
 from lorry.errors import UserError
 from lorry.names import CHANNELS, METRICS, SPLITS
 
@@ -23,6 +22,7 @@ log = logging.getLogger("lorry")
 EBS_ONLY = re.compile(r"ml\.(t3|[mcr][45]|c5n|[mcr][67]i|p[23])\.")
 
 _S3_URI = r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?"
+_HUB_URI = r"hf://datasets/[^/?@]+/[^/?@]+([@?].+)?"
 _NUMBER = r"(-?[0-9.]+(?:e[+-]?[0-9]+)?)"
 
 METRIC_DEFINITIONS: list[dict[str, str]] = [
@@ -59,8 +59,8 @@ def submit(options: JobOptions, hyperparameters: dict[str, str]) -> str:
     channels = {}
     for channel in CHANNELS:
         source = getattr(options, channel)
-        if is_hub_uri(source):
-            hyperparameters = {**hyperparameters, channel: source}  # the job downloads it; it is no channel
+        if source.startswith("hf://"):
+            hyperparameters = {**hyperparameters, channel: source}  # not a channel: the job downloads it
         elif source and not source.startswith("s3://"):
             channels[channel] = f"{options.output.rstrip('/')}/input/{name}/{channel}/"
             log.info("copying %s to %s", source, channels[channel])
@@ -95,8 +95,9 @@ def check(options: JobOptions, hyperparameters: dict[str, str]) -> None:
         if source.lower().startswith("s3:"):
             if not re.fullmatch(_S3_URI, source):
                 raise UserError(f"--{channel} is {source!r}", "Give a URI such as s3://bucket/pairs, or a folder.")
-        elif is_hub_uri(source) and channel in SPLITS:
-            parse_hub_uri(source)
+        elif source.startswith("hf://") and channel in SPLITS:
+            if not re.fullmatch(_HUB_URI, source):
+                raise UserError(f"--{channel} is {source!r}", "Give hf://datasets/OWNER/NAME, or a folder.")
             if options.network_isolation:
                 raise UserError(
                     f"--{channel} {source} cannot be downloaded under network_isolation",

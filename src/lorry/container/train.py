@@ -20,7 +20,6 @@ import shlex
 import shutil
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from lorry.hardware import has_network, let_waiting_threads_sleep
 from lorry.launch import start
 from lorry.logs import configure_logging
 from lorry.names import CHANNELS
-from lorry.signals import stop_on_signals
+from lorry.signals import Stop, stop_on_signals
 
 log = logging.getLogger("lorry")
 
@@ -270,7 +269,7 @@ def _write_failure(root: Path, text: str) -> None:
 
 
 @functools.cache
-def _stop() -> threading.Event:
+def _stop() -> Stop:
     """Return this process's one event that asks it to stop; process 1 gets no signal that it has not asked for."""
     return stop_on_signals()
 

@@ -1,1 +1,1 @@
-"""From a channel's files to judged pairs, and from pairs to the batches of a run; no torch in here."""
+"""Read judged pairs from files and data sets, check them, split them, and put them into batches; torch is not used."""

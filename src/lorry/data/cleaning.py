@@ -1,4 +1,4 @@
-"""Clean texts as shops hold them: no HTML, no entities, no control characters, single spaces."""
+"""Clean texts: no HTML tags, no entities, no control characters, single spaces."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# Arrow's regular expressions are RE2's. A tag begins with a letter, / or ! after <, so that "2 < 3" stays.
+# Arrow uses RE2 regular expressions. A tag starts with a letter, / or ! after <, so that "2 < 3" is kept.
 TAG = r"<!--[\s\S]*?-->|<[A-Za-z/!][^<>]*>"
 ENTITY = r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);"
 CONTROL = r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\x{ad}\x{200b}\x{feff}]"  # with soft hyphen, zero-width space, BOM
 SPACE = r"[\s\x0b\x1c-\x1f\x{85}\p{Z}]"
-SPACES = rf"{SPACE}{{2,}}|[\t-\r\x1c-\x1f\x{{85}}]|[^\P{{Z}} ]"  # what is not one plain space already
+SPACES = rf"{SPACE}{{2,}}|[\t-\r\x1c-\x1f\x{{85}}]|[^\P{{Z}} ]"  # any white space but a single plain space
 NEEDS_CLEANING = rf"^$|{TAG}|{ENTITY}|{CONTROL}|{SPACES}|^ | $"
 
 
 def clean(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the texts [N] (large_string) cleaned; what is empty then is null.
+    """Return the cleaned texts [N] (large_string); empty ones become null.
 
-    Tags become a space, then entities are unescaped once, control characters dropped and white space collapsed.
+    Tags become a space, then entities are unescaped once, control characters are removed, and white space is collapsed.
     """
     return pa.chunked_array([_clean(chunk) for chunk in texts.chunks], pa.large_string())
 
@@ -38,7 +38,7 @@ def _clean(texts: pa.Array) -> pa.Array:
 
 
 def _unescape(texts: pa.Array) -> pa.Array:
-    """Unescape entities that end in a semicolon ("?a=1&copy=2" stays); Python sees only texts that have one."""
+    """Unescape entities that end in a semicolon ("?a=1&copy=2" is kept); only texts that have one go through Python."""
     has = pc.match_substring_regex(texts, ENTITY)
     some = [re.sub(ENTITY, lambda found: html.unescape(found[0]), text) for text in texts.filter(has).to_pylist()]
     return pc.replace_with_mask(texts, has, pa.array(some, pa.large_string()))

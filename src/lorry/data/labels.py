@@ -1,6 +1,6 @@
-"""Understand labels: which scale they are on, what gain each is worth, which count as relevant.
+"""The meaning of labels: their scale, the gain of each label, and which labels count as relevant.
 
-The scale is found once, from the training pairs, and read the same way everywhere else.
+The scale is found once, from the training pairs, and used for all other pairs.
 
 | labels | gain | relevant, unless `positive_threshold` says otherwise |
 | --- | --- | --- |
@@ -9,7 +9,8 @@ The scale is found once, from the training pairs, and read the same way everywhe
 | 1 or true, and 0, false or -1 | 1, 0 | 1 |
 | other numbers, or the numbers of a `label_map` | number - lowest of the scale | the upper third of the scale |
 
-The lowest of a scale is 1 where grades begin at 1 or above, 0 where they begin between 0 and 1, else the smallest one.
+The lowest grade of a scale is 1 where grades start at 1 or above, 0 where they start between 0 and 1, else the smallest
+grade.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ ESCI = {"e": 1.0, "s": 0.1, "c": 0.01, "i": 0.0, "exact": 1.0, "substitute": 0.1
 WANDS = {"exact": 1.0, "partial": 0.5, "irrelevant": 0.0}
 BOOLEANS = {"true": 1.0, "false": 0.0}
 NUMBER = r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
-MOST_LEVELS = 16  # a scale with more grades than this is shown in BINS steps
-BINS = 9
+MAX_LEVELS = 16  # a scale with more grades is shown in STEPS steps
+STEPS = 9
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Scale:
     """A scale of labels.
 
     Attributes:
-        name: What people call it, e.g. "ESCI" or "grades 1..3".
-        words: Grade of every label that is a word, by its lower-case form.
+        name: What it is called in logs and reports, e.g. "ESCI" or "grades 1..3".
+        words: Grade of every label that is a word, by the word in lower case.
         numbers: Which numbers are labels: none, only those of the levels, or all.
-        levels: [L] grades, falling, that stand for the labels where pairs are shown by label.
-        names: [L] how those are called.
-        lowest: Highest grade whose gain is 0.
-        threshold: Lowest grade that counts as relevant.
+        levels: [L] grades in descending order, by which pairs are grouped in reports.
+        names: [L] names of the levels.
+        lowest: The highest grade that has gain 0.
+        threshold: The lowest grade that counts as relevant.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Scale:
     threshold: float
 
     def grades(self, labels: pa.Array) -> NDArray[np.float64]:
-        """Return the grade of each label [N], NaN where the scale does not know it."""
+        """Return the grade of each label [N]; NaN for labels that are not on the scale."""
         normal = _normal(labels)
         grades = _lookup(normal, self.words)
         if self.numbers == "none":
@@ -67,15 +68,15 @@ class Scale:
         return np.where(np.isnan(grades), numbers, grades)
 
     def gains(self, grades: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Return the gain [N] of each grade [N]: 0 or above."""
+        """Return the gain of each grade [N]: at least 0."""
         return np.maximum(grades - self.lowest, 0).astype(np.float32)
 
     def relevant(self, grades: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return which grades [N] count as relevant."""
+        """Return whether each grade [N] counts as relevant."""
         return grades >= self.threshold
 
     def nearest_level(self, grades: NDArray[np.float64]) -> NDArray[np.int8]:
-        """Return for each grade [N] the index of the level nearest to it."""
+        """Return the index of the level nearest to each grade [N]."""
         rising = np.array(self.levels[::-1])
         above = np.searchsorted((rising[1:] + rising[:-1]) / 2, grades)
         return (len(rising) - 1 - above).astype(np.int8)
@@ -86,12 +87,12 @@ def find_scale(labels: pa.Array, counts: NDArray[np.int64], label_map: str, thre
 
     Args:
         labels: [L] the distinct labels as they were read.
-        counts: [L] how many rows have each.
-        label_map: `name=number,name=number`, or "" for the scales that are known.
-        threshold: Lowest grade that counts as relevant, in the labels' own units; None: as the table above says.
+        counts: [L] number of rows with each label.
+        label_map: `name=number,name=number`; "" to choose among the known scales.
+        threshold: Lowest grade that counts as relevant, on the scale of the labels; None: see the table above.
 
     Raises:
-        UserError: `label_map` is not of its form, or no label is known.
+        UserError: `label_map` is malformed, or no label is known.
     """
     if label_map:
         return _mapped(parse_label_map(label_map), threshold)
@@ -102,7 +103,7 @@ def find_scale(labels: pa.Array, counts: NDArray[np.int64], label_map: str, thre
     name = max(rows, key=lambda name: rows[name])
     if not rows[name]:
         shown = ", ".join(repr(label) for label in labels.drop_null()[:5].to_pylist()) or "none"
-        raise UserError(f"unknown labels: {shown}", "Say what they are worth: --label_map good=1,fair=0.5,bad=0")
+        raise UserError(f"unknown labels: {shown}", "Give their grades: --label_map good=1,fair=0.5,bad=0")
     if name == "ESCI":
         return Scale(name, ESCI, "none", (1, 0.1, 0.01, 0), ("E", "S", "C", "I"), 0, _or(threshold, 0.1))
     if name == "WANDS":
@@ -111,10 +112,10 @@ def find_scale(labels: pa.Array, counts: NDArray[np.int64], label_map: str, thre
 
 
 def parse_label_map(text: str) -> dict[str, float]:
-    """Read `good=1,bad=0` as lower-case names and numbers.
+    """Parse `good=1,bad=0` to names in lower case and numbers.
 
     Raises:
-        UserError: It is not of that form.
+        UserError: It is malformed.
     """
     known = {}
     for item in text.split(","):
@@ -130,24 +131,26 @@ def parse_label_map(text: str) -> dict[str, float]:
 
 
 def _numeric(grades: NDArray[np.float64], threshold: float | None) -> Scale:
-    """Return the scale of numbers, `grades` rising and distinct."""
+    """Return the scale of numeric labels; `grades` are distinct and in ascending order."""
     found = set(grades.tolist())
     if found <= {0.0, 1.0}:
         return Scale("0/1", {}, "levels", (1, 0), ("1", "0"), 0, _or(threshold, 1))
     if found <= {-1.0, 1.0}:
         return Scale("-1/1", {}, "levels", (1, -1), ("1", "-1"), 0, _or(threshold, 1))
     low, high = _lowest(grades[0]), float(grades[-1])
-    levels = grades if len(grades) <= MOST_LEVELS else np.linspace(grades[0], high, BINS)
-    falling = tuple(levels[::-1].tolist())
-    names = tuple(f"{level:.3g}" for level in falling)
-    return Scale(f"grades {low:g}..{high:g}", {}, "all", falling, names, low, _or(threshold, _upper_third(low, high)))
+    levels = grades if len(grades) <= MAX_LEVELS else np.linspace(grades[0], high, STEPS)
+    descending = tuple(levels[::-1].tolist())
+    names = tuple(f"{level:.3g}" for level in descending)
+    return Scale(
+        f"grades {low:g}..{high:g}", {}, "all", descending, names, low, _or(threshold, _upper_third(low, high))
+    )
 
 
 def _mapped(known: dict[str, float], threshold: float | None) -> Scale:
-    falling = tuple(sorted(set(known.values()), reverse=True))
-    names = tuple("/".join(name for name, grade in known.items() if grade == level) for level in falling)
-    low, high = _lowest(falling[-1]), falling[0]
-    return Scale("mapped labels", known, "none", falling, names, low, _or(threshold, _upper_third(low, high)))
+    descending = tuple(sorted(set(known.values()), reverse=True))
+    names = tuple("/".join(name for name, grade in known.items() if grade == level) for level in descending)
+    low, high = _lowest(descending[-1]), descending[0]
+    return Scale("mapped labels", known, "none", descending, names, low, _or(threshold, _upper_third(low, high)))
 
 
 def _lowest(smallest: float) -> float:
@@ -155,7 +158,7 @@ def _lowest(smallest: float) -> float:
 
 
 def _upper_third(low: float, high: float) -> float:
-    """Return where the upper third begins, cut to two decimals: a mean of three raters, 7/3, is written 2.33."""
+    """Return where the upper third starts, cut to two decimals: 7/3, the mean of three raters, is written 2.33."""
     return math.floor(round((low + (high - low) * 2 / 3) * 100, 6)) / 100
 
 
@@ -164,12 +167,12 @@ def _or(value: float | None, default: float) -> float:
 
 
 def _normal(labels: pa.Array) -> pa.Array:
-    """Return labels in lower case and whole numbers without their .0, as pandas writes them."""
+    """Return labels in lower case, and whole numbers without the .0 that pandas writes."""
     return pc.replace_substring_regex(pc.utf8_lower(pc.utf8_trim_whitespace(labels)), r"^([-+]?[0-9]+)\.0+$", r"\1")
 
 
 def _numbers(labels: pa.Array) -> NDArray[np.float64]:
-    """Return labels [N] as numbers, true and false as 1 and 0, NaN where they are neither."""
+    """Return labels [N] as numbers: true and false are 1 and 0, other words are NaN."""
     looks = pc.match_substring_regex(labels, NUMBER)
     digits = pc.if_else(looks, pc.ascii_ltrim(labels, "+"), pa.scalar(None, pa.large_string()))
     numbers = digits.cast(pa.float64()).to_numpy(zero_copy_only=False)

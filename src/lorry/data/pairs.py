@@ -1,14 +1,16 @@
-"""Judged pairs: from a channel's files to queries, product texts, and what each label is worth.
+"""Judged pairs: queries, product texts, and how relevant each text is to its query.
 
-ESCI as published (two tables) or joined, Home Depot, WANDS (three tables) and tables of your own are all read alike:
-see `schema` for how columns are recognised and `labels` for what labels mean. A row that cannot be used is counted by
-kind and left out. Of several rows with the same query and text the first is kept.
+ESCI as published (two tables) or joined, Home Depot, WANDS (three tables) and your own tables are all read in the same
+way: see `sources` for what a channel may be, `schema` for how columns are recognised and `labels` for what labels mean.
+A row that cannot be used is counted by kind and left out. Of several rows with the same query and text, the first is
+kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,13 +23,15 @@ from lorry.config import PairOptions, TrainConfig
 from lorry.data.channel import Channel, read_tables
 from lorry.data.labels import Scale, find_scale
 from lorry.errors import UserError
+from lorry.names import SPLITS
 
 log = logging.getLogger("lorry")
 
-MOST_BAD = 0.1  # share of bad rows above which a channel is refused
-EXAMPLES = 3  # shown of each kind of bad row
+HELD_OUT = ("validation", "test")  # splits that may be channels of their own or come with the training pairs
+MAX_BAD_SHARE = 0.1  # a split with a larger share of bad rows is refused
+EXAMPLES = 3  # shown for each kind of bad row
 GOOD = 0
-# What can be wrong with a row, the index being its code; the last is harmless: a copy of a row before.
+# What can be wrong with a row; its code is the index. The last kind, a copy of an earlier row, is harmless.
 KINDS = (
     "",
     "unknown query id",
@@ -40,30 +44,30 @@ KINDS = (
     "repeated",
 )
 CONFLICT, REPEATED = KINDS.index("conflicting duplicate"), KINDS.index("repeated")
-BROKEN = "wrong number of cells"  # such a row never gets as far as to have a code
+WRONG_CELLS = "wrong number of cells"  # such a row is skipped while reading, so it has no code
 HINTS = {
-    "unknown query id": "Put the missing queries into the table of queries.",
-    "missing query": "Name another column, --query_column NAME, or correct the rows.",
-    "unknown product": "Put the missing products into the table of products (same id and locale).",
-    "missing text": "Name other columns, --text_columns NAME,NAME, or correct the rows.",
-    "missing label": "Name another column, --label_column NAME, or correct the rows.",
-    "unknown label": "Say what each label is worth: --label_map good=1,fair=0.5,bad=0",
+    "unknown query id": "Add the missing queries to the table of queries.",
+    "missing query": "Name another column, --query_column NAME, or correct these rows.",
+    "unknown product": "Add the missing products to the table of products (same id and locale).",
+    "missing text": "Name other columns, --text_columns NAME,NAME, or correct these rows.",
+    "missing label": "Name another column, --label_column NAME, or correct these rows.",
+    "unknown label": "Give the grade of each label: --label_map good=1,fair=0.5,bad=0",
     "conflicting duplicate": "Keep one label for each query and text.",
-    BROKEN: "Put quotation marks round cells that hold the separator, or save as parquet.",
+    WRONG_CELLS: "Put cells that contain the separator in quotation marks, or save as parquet.",
 }
 
 
 @dataclass(frozen=True)
 class Health:
-    """What reading found.
+    """What was found while reading.
 
     Attributes:
         rows: Rows read, after the filters (locale, small_version, split).
         kept: Rows that became pairs.
-        bad: Rows left out, by kind; "repeated" (an exact copy of a row before) is harmless.
-        examples: Up to three of each kind, in a line each, with file and row.
-        sources: Names of the files read.
-        form: What the channel looked like, e.g. "ESCI, two tables" or "grades 1..3 pairs".
+        bad: Rows left out, by kind; "repeated" (an exact copy of an earlier row) is harmless.
+        examples: Up to three rows of each kind, one line each, with file (or split) and row.
+        sources: Names of the files, or of the data set and its split.
+        form: What the channel contains, e.g. "ESCI, two tables" or "grades 1..3 pairs".
     """
 
     rows: int
@@ -86,8 +90,8 @@ class Pairs:
         gain: [N] graded relevance, 0 or above.
         relevant: [N] whether the label counts as relevant.
         label: [N] index into `label_names`.
-        label_names: What the labels are called, the best first; the nearest of nine steps where grades are many.
-        health: What reading found.
+        label_names: What the labels are called, the best first; with many grades, the nearest of nine steps.
+        health: What was found while reading.
     """
 
     queries: pa.LargeStringArray
@@ -104,7 +108,7 @@ class Pairs:
         return len(self.query)
 
     def select(self, rows: NDArray[np.integer | np.bool_]) -> Pairs:
-        """Return the given rows (indices or a mask), with only the strings they use, in the order they have here."""
+        """Return the given rows (indices or a mask) with only the strings that they use, in unchanged order."""
         queries, query = _compact(self.queries, self.query[rows])
         texts, text = _compact(self.texts, self.text[rows])
         return replace(
@@ -119,7 +123,7 @@ class Pairs:
         )
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the content, in order: equal for equal pairs, whatever files they came from."""
+        """Return the sha256 of the content, in order: equal for equal pairs, whatever they were read from."""
         digest = hashlib.sha256()
         for strings in (self.queries, self.texts):
             digest.update(pc.binary_length(strings).to_numpy().astype("<i8").tobytes())
@@ -132,63 +136,63 @@ class Pairs:
         return digest.hexdigest()
 
 
-def read_channel(folder: Path, options: PairOptions) -> dict[str, Pairs]:
-    """Read one channel by itself.
+def read_channel(location: Path | str, options: PairOptions) -> dict[str, Pairs]:
+    """Read one channel on its own.
 
     Args:
-        folder: The channel's folder, or one file.
-        options: Which columns and rows to read, and what the labels are worth.
+        location: A folder, a file, or the URI of a data set on the Hub (hf://datasets/OWNER/NAME).
+        options: Which columns and rows to read, and the grades of the labels.
 
     Returns:
-        The pairs by the values of an ESCI `split` column ("train", "test"), or under "all" where there is none.
+        The pairs of each split ("train", "validation", "test"): the splits of a data set, or what an ESCI column
+        `split` says; or all pairs under "all".
 
     Raises:
-        UserError: There is nothing to read, a file or column is not as it should be, or too many rows are bad.
+        UserError: There is nothing to read, a source or column is not as it should be, or too many rows are bad.
     """
-    return _judge(folder, options)[0]
+    return _read(str(location), options, SPLITS)[0]
 
 
 def read_splits(config: TrainConfig) -> dict[str, Pairs]:
-    """Read the "train", "validation" and, where there is one, "test" pairs of a run.
+    """Read the "train", "validation" and, where there are any, "test" pairs of a run.
 
-    Rows that ESCI marks split=test become the test pairs, or are left out where there is a test folder; validation and
-    test folders are used whole. Without a validation folder, queries of the training pairs are held out. Labels mean
-    everywhere what they mean in the training pairs.
+    Validation and test pairs come from their own channels. Without such a channel, they are the split of that name of
+    the training channel, if it has one; without that, some queries of the training pairs are held out for validation.
+    Labels mean everywhere what they mean in the training channel.
 
     Raises:
-        UserError: As `read_channel`; or training pairs are all relevant, or none is.
+        UserError: As `read_channel`; or all training pairs are relevant, or none.
     """
     if not config.train:
         raise UserError("no training pairs are given", "Give the folder that holds them: --train FOLDER")
-    found, scale = _judge(Path(config.train), config)
-    if not {"all", "train"} & found.keys():
-        raise UserError(f"{config.train} has no row with split=train", "Give the training rows: --train FOLDER")
+    others = [name for name in HELD_OUT if not getattr(config, name)]
+    found, scale = _read(config.train, config, ("train", *others), "train")
     splits = {"train": found["all"] if "all" in found else found["train"]}
-    for name in ("validation", "test"):
-        if folder := getattr(config, name):
-            splits[name] = _judge(Path(folder), config, scale, by_split=False)[0]["all"]
+    for name in HELD_OUT:
+        if location := getattr(config, name):
+            splits[name] = _read(location, config, [name], name, scale)[0]["all"]
         elif name in found:
             splits[name] = found[name]
     if "validation" not in splits:
         splits["train"], splits["validation"] = split_by_query(splits["train"], config.validation_fraction)
     check_both_classes(splits["train"], "training")
-    return {name: splits[name] for name in ("train", "validation", "test") if name in splits}
+    return {name: splits[name] for name in SPLITS if name in splits}
 
 
 def split_by_query(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
     """Split pairs into (train, held out) so that no query is on both sides.
 
-    A query's side follows from its hash alone, so it does not depend on the order of the rows or on other queries.
+    The side of a query follows from its hash alone, not from the order of the rows or from other queries.
 
     Args:
-        pairs: At least two queries.
+        pairs: They must have at least two queries.
         fraction: Share of the queries to hold out, above 0 and below 1.
 
     Raises:
         UserError: There are fewer than two queries.
     """
     if len(pairs.queries) < 2:
-        raise UserError("the pairs have fewer than two queries", "Add queries, or give a validation folder.")
+        raise UserError("the pairs have fewer than two queries", "Add queries, or give validation pairs.")
     hashes = np.empty(len(pairs.queries), np.uint64)
     for start in range(0, len(hashes), 1 << 16):
         batch = pairs.queries.slice(start, 1 << 16).to_pylist()
@@ -203,33 +207,44 @@ def split_by_query(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
 def check_both_classes(pairs: Pairs, name: str) -> None:
     """Refuse pairs from which nothing can be learnt.
 
+    Args:
+        pairs: The pairs.
+        name: What they are for, e.g. "training".
+
     Raises:
         UserError: No pair is relevant, or all are.
     """
     relevant = int(pairs.relevant.sum())
     if relevant in (0, len(pairs)):
-        which = "no" if not relevant else "every"
+        which = "none" if not relevant else "every one"
         labels = ", ".join(pairs.label_names[index] for index in np.unique(pairs.label))
         raise UserError(
-            f"{which} one of the {len(pairs):,} {name} pairs is relevant (labels: {labels})",
-            "Give pairs of both kinds, or say from which grade on a pair is relevant: --positive_threshold NUMBER",
+            f"{which} of the {len(pairs):,} {name} pairs is relevant (labels: {labels})",
+            "Give pairs of both kinds, or set the lowest grade that counts as relevant: --positive_threshold NUMBER",
         )
 
 
-def _judge(
-    folder: Path, options: PairOptions, scale: Scale | None = None, *, by_split: bool = True
+def _read(
+    location: str, options: PairOptions, names: Collection[str], purpose: str = "", scale: Scale | None = None
 ) -> tuple[dict[str, Pairs], Scale]:
-    """Read a channel, its labels on `scale`, or on the one found, which is returned too; whole unless `by_split`."""
-    channel = read_tables(folder, options)
-    wanted = np.logical_or.reduce(list(channel.splits.values()))
-    splits = channel.splits if by_split else {"all": wanted}
+    """Return the pairs of a channel by split, and the scale of its labels.
+
+    Args:
+        location: A folder, a file, or the URI of a data set on the Hub.
+        options: Which columns and rows to read, and the grades of the labels.
+        names: The splits to read, if the channel has splits.
+        purpose: "train", "validation" or "test" where the channel is given as that, else "".
+        scale: The scale of the labels; None: find it.
+    """
+    channel = read_tables(location, options, names, purpose)
+    splits = _used_splits(location, channel, names, purpose)
+    wanted = np.logical_or.reduce(list(splits.values()))
     codes = channel.label.codes[wanted]
     counts = np.bincount(codes[codes >= 0], minlength=len(channel.label.strings))
     scale = scale or find_scale(channel.label.strings, counts, options.label_map, options.positive_threshold)
     grades = np.append(scale.grades(channel.label.strings), np.nan)[channel.label.codes]
     fault = _faults(channel, grades, wanted)
-    form = scale.name + (" pairs", ", two tables", ", three tables")[sum(map(bool, channel.sources)) - 1]
-    _refuse_if_bad(folder, _health(channel, fault, wanted, form, broken=True))
+    form = scale.name + (" pairs", ", two tables", ", three tables")[channel.tables - 1]
     whole = Pairs(
         queries=channel.query.strings,
         texts=channel.text.strings,
@@ -243,14 +258,27 @@ def _judge(
     )
     found: dict[str, Pairs] = {}
     for name, mask in splits.items():
-        health = _health(channel, fault, mask, form, broken=not found)
+        health = _health(channel, fault, name, mask, form, with_skipped=not found)
+        _refuse_if_bad(location, name, health, purpose)
         found[name] = replace(whole.select(mask & (fault == GOOD)), health=health)
-        _log(folder, name, found[name])
+        _log(location, name, found[name])
     return found, scale
 
 
+def _used_splits(location: str, channel: Channel, names: Collection[str], purpose: str) -> dict[str, NDArray[np.bool_]]:
+    """Return the rows [N] of each split to use; a channel of validation or test pairs is used as a whole."""
+    if purpose in HELD_OUT:
+        return {"all": np.logical_or.reduce(list(channel.splits.values()))}
+    used = {name: mask for name, mask in channel.splits.items() if name in (*names, "all")}
+    if purpose and not {purpose, "all"} & used.keys():
+        raise UserError(f"{location} has no rows of the split {purpose}", f"Give other pairs: --{purpose} FOLDER")
+    if others := ", ".join(channel.splits.keys() - used.keys()):
+        log.info("%s: not using the rows of split %s, which has a channel of its own", location, others)
+    return used
+
+
 def _faults(channel: Channel, grades: NDArray[np.float64], wanted: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """Return what is wrong with each row [N], an index into KINDS; rows not `wanted` are nobody's duplicates."""
+    """Return what is wrong with each row [N], as an index into KINDS; only `wanted` rows count as duplicates."""
     query, text, label = channel.query, channel.text, channel.label
     fault = np.select(
         [query.unmatched, query.codes < 0, text.unmatched, text.codes < 0, label.codes < 0, np.isnan(grades)],
@@ -259,7 +287,7 @@ def _faults(channel: Channel, grades: NDArray[np.float64], wanted: NDArray[np.bo
     ).astype(np.int8)
     rows = np.flatnonzero(wanted & (fault == GOOD))
     pair = query.codes[rows].astype(np.int64) * len(text.strings) + text.codes[rows]
-    order = np.argsort(pair, kind="stable")  # equal pairs side by side, the first to come first
+    order = np.argsort(pair, kind="stable")  # equal pairs side by side, in the order of their rows
     rows, pair = rows[order], pair[order]
     again = np.flatnonzero(pair[1:] == pair[:-1]) + 1
     begins = np.arange(len(pair))
@@ -270,41 +298,54 @@ def _faults(channel: Channel, grades: NDArray[np.float64], wanted: NDArray[np.bo
     return fault
 
 
-def _health(channel: Channel, fault: NDArray[np.int8], mask: NDArray[np.bool_], form: str, *, broken: bool) -> Health:
+def _health(
+    channel: Channel, fault: NDArray[np.int8], split: str, mask: NDArray[np.bool_], form: str, *, with_skipped: bool
+) -> Health:
+    """Return what was found in the rows [N] of a split; skipped rows belong to no split, so one of them counts them."""
     counts = np.bincount(fault[mask], minlength=len(KINDS)).tolist()
     bad = {KINDS[code]: count for code, count in enumerate(counts) if count and code != GOOD}
     examples = {
         kind: [channel.describe(int(row)) for row in np.flatnonzero(mask & (fault == KINDS.index(kind)))[:EXAMPLES]]
         for kind in bad
     }
-    if broken and channel.broken:
-        bad[BROKEN], examples[BROKEN] = channel.broken, channel.broken_examples
-    sources = [name for table in channel.sources for name in table]
-    return Health(counts[GOOD] + sum(bad.values()), counts[GOOD], bad, examples, sources, form)
+    if with_skipped and channel.skipped.count:
+        bad[WRONG_CELLS], examples[WRONG_CELLS] = channel.skipped.count, channel.skipped.examples
+    rows = counts[GOOD] + sum(bad.values())
+    return Health(rows, counts[GOOD], bad, examples, channel.sources_of(split), form)
 
 
-def _refuse_if_bad(folder: Path, health: Health) -> None:
+def _refuse_if_bad(location: str, split: str, health: Health, purpose: str) -> None:
+    """Refuse a split with too many bad rows, or with none but copies of rows of other splits."""
+    place = _named(location, split)
+    instead = f" Or give other {split} pairs: --{split} FOLDER" if purpose == "train" and split in HELD_OUT else ""
     bad = {kind: count for kind, count in health.bad.items() if kind != KINDS[REPEATED]}
-    if sum(bad.values()) <= MOST_BAD * health.rows:
-        return
-    worst = sorted(bad, key=lambda kind: -bad[kind])
-    kinds = "; ".join(f"{bad[kind]:,} {kind} ({health.examples[kind][0]})" for kind in worst)
-    raise UserError(f"{sum(bad.values()):,} of {health.rows:,} rows of {folder} are bad: {kinds}", HINTS[worst[0]])
+    if sum(bad.values()) > MAX_BAD_SHARE * health.rows:
+        worst = sorted(bad, key=lambda kind: -bad[kind])
+        kinds = "; ".join(f"{bad[kind]:,} {kind} ({health.examples[kind][0]})" for kind in worst)
+        raise UserError(
+            f"{sum(bad.values()):,} of {health.rows:,} rows of {place} are bad: {kinds}", HINTS[worst[0]] + instead
+        )
+    if not health.kept:
+        raise UserError(f"all {health.rows:,} rows of {place} repeat rows of other splits", "Remove them." + instead)
 
 
-def _log(folder: Path, name: str, pairs: Pairs) -> None:
+def _log(location: str, name: str, pairs: Pairs) -> None:
     health = pairs.health
     bad = ", ".join(f"{count:,} {kind}" for kind, count in health.bad.items())
     log.info(
-        f"{folder}{'' if name == 'all' else ' split ' + name} ({health.form}): {health.rows:,} rows, {len(pairs):,} "
-        f"pairs of {len(pairs.queries):,} queries and {len(pairs.texts):,} texts; left out: {bad or 'none'}"
+        f"{_named(location, name)} ({health.form}): {health.rows:,} rows, {len(pairs):,} pairs of "
+        f"{len(pairs.queries):,} queries and {len(pairs.texts):,} texts; left out: {bad or 'none'}"
     )
+
+
+def _named(location: str, split: str) -> str:
+    return location if split == "all" else f"{location} split {split}"
 
 
 def _compact(
     strings: pa.LargeStringArray | pa.ChunkedArray, codes: NDArray[np.int32]
 ) -> tuple[pa.LargeStringArray, NDArray[np.int32]]:
-    """Return in one piece the strings that some code refers to, and the codes that they then have."""
+    """Return the strings that some code refers to, in one piece, and the codes that refer to them there."""
     used = np.zeros(len(strings), bool)
     used[codes] = True
     if not used.all():

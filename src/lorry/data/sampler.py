@@ -1,7 +1,7 @@
-"""Which pairs make which batch: a function of (seed, epoch, step) alone.
+"""Which pairs are in which batch: a function of seed, epoch and step only.
 
-Pairs of a query stay together, queries come in a new random order every epoch. So a batch encodes each query once, and
-the products judged against it meet in one loss: the hard negatives that a shop already has.
+The pairs of a query stay together, and queries are shuffled in every epoch. So each query of a batch is encoded once,
+and all products judged for it are in the same loss: they are hard negatives that the shop already has.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class BatchSampler:
 
     Args:
         query: [N] query of each pair.
-        batch_size: Most pairs a batch.
+        batch_size: Maximum pairs per batch.
         epochs: Passes over the pairs.
-        seed: Of the order.
+        seed: Seed of the order.
     """
 
     query: np.ndarray
@@ -34,7 +34,7 @@ class BatchSampler:
         self._order = np.empty(0, np.int64)
 
     def batch(self, step: int) -> np.ndarray:
-        """Return the pairs of this step, counted over all epochs; an epoch's batches differ by a pair at most."""
+        """Return the pairs of a step, counted over all epochs; batch sizes within an epoch differ by at most one."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._shuffled(epoch)
@@ -42,7 +42,7 @@ class BatchSampler:
         return self._order[first:last]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
-        random = np.random.default_rng((self.seed, epoch))
-        rank = random.permutation(int(self.query.max()) + 1)
-        within = random.permutation(len(self.query))  # a query that spans two batches is cut at random
+        rng = np.random.default_rng((self.seed, epoch))
+        rank = rng.permutation(int(self.query.max()) + 1)
+        within = rng.permutation(len(self.query))  # the pairs of a query that spans two batches are divided at random
         return within[np.argsort(rank[self.query[within]], kind="stable")]

@@ -1,7 +1,7 @@
-"""Tell what each file of a channel is, and each column, by the names of the columns.
+"""Find out which column is what, and what each table of a channel holds, from the names of the columns.
 
-A file with labels holds judgements; one with queries and their ids, queries; one with product texts and ids, products.
-Files of one kind are read as one table, each with column names of its own. What is none of these is left alone.
+A table with labels holds judgements; one with queries and their ids, queries; one with product texts and their ids,
+products. Tables of one kind are read as one, even if their columns have different names. Other tables are not read.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NoReturn
 
 from lorry.config import PairOptions
-from lorry.data.files import column_names, list_files
+from lorry.data.sources import Source
 from lorry.errors import UserError, nearest
 
-# Names by which a column is recognised, the surest first; case, blanks and what stands before a dot do not matter.
-# The text is the title alone: long descriptions cost many times the training, so they are there for the asking.
+# Names by which a column is recognised, the most reliable first. Case, blanks and the part before a dot are ignored.
+# The text is the title alone: longer texts make training several times slower, so they must be asked for.
 NAMES = {
     "query": ("query", "search_term", "search_query", "query_text"),
     "text": ("product_title", "product_name", "title", "name", "product_text", "text"),
@@ -30,53 +30,67 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file and its columns, by what they are to us; several columns of a file may make one text."""
+class SourceSchema:
+    """A source and which of its columns is what.
 
-    path: Path
+    Attributes:
+        source: The file or data set.
+        columns: The columns to read, by what they are ("query", "label", …); a text may come from several columns.
+    """
+
+    source: Source
     columns: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What the files of a channel are; `queries` and `products` are empty where the judgements hold them already."""
+    """What the sources of a channel hold; `queries` and `products` are empty where the judgements include them."""
 
-    judgements: list[Source]
-    queries: list[Source]
-    products: list[Source]
+    judgements: list[SourceSchema]
+    queries: list[SourceSchema]
+    products: list[SourceSchema]
 
     @property
-    def tables(self) -> tuple[list[Source], list[Source], list[Source]]:
+    def tables(self) -> tuple[list[SourceSchema], list[SourceSchema], list[SourceSchema]]:
         """Return the three tables."""
         return self.judgements, self.queries, self.products
 
 
-def find_schema(folder: Path, options: PairOptions) -> Schema:
-    """Look at the columns of every file of a channel and tell what each is.
+def find_schema(location: str, sources: Sequence[Source], options: PairOptions) -> Schema:
+    """Look at the columns of every source of a channel and find out what it holds.
+
+    Args:
+        location: The channel, for errors.
+        sources: Its files, data set or splits.
+        options: Names columns that are not recognised.
 
     Raises:
-        UserError: Nothing is there; a column that `options` names is nowhere; no query, text or label is recognised;
-            or a table that the judgements refer to is missing.
+        UserError: A column that `options` names does not exist; no query, text or label is recognised; or a table that
+            the judgements refer to is missing.
     """
-    files = {path: column_names(path) for path in list_files(folder)}
-    _check_wanted(folder, list(dict.fromkeys(name for names in files.values() for name in names)), options)
+    columns = [source.column_names() for source in sources]
+    _check_named_columns(location, list(dict.fromkeys(name for names in columns for name in names)), options)
     schema = Schema([], [], [])
     seen: dict[str, list[str]] = {}
-    for path, columns in files.items():
-        found = _recognise(columns, options)
+    for source, names in zip(sources, columns, strict=True):
+        found = _recognise(names, options)
         seen |= found
         if "label" in found and found.keys() & {"query", "query_id"} and found.keys() & {"text", "product_id"}:
-            needless = {"query_id"} if "query" in found else set()
-            needless |= {"product_id"} if "text" in found else set()
-            schema.judgements.append(Source(path, {key: found[key] for key in found if key not in needless}))
+            unneeded = {"query_id"} if "query" in found else set()
+            unneeded |= {"product_id"} if "text" in found else set()
+            schema.judgements.append(SourceSchema(source, {key: found[key] for key in found if key not in unneeded}))
+        elif source.split:  # a split that is to be read must be one of judgements
+            _refuse(
+                location, {source.name: names}, found, ", or give the split train alone (FOLDER/train, ?split=train)"
+            )
         elif {"query", "query_id"} <= found.keys():
-            schema.queries.append(Source(path, {key: found[key] for key in ("query", "query_id")}))
-        elif "text" in found and (product_id := found.get("product_id") or _recognise_id(columns)):
+            schema.queries.append(SourceSchema(source, {key: found[key] for key in ("query", "query_id")}))
+        elif "text" in found and (product_id := found.get("product_id") or _recognise_id(names)):
             locale = {"locale": found["locale"]} if "locale" in found else {}
-            schema.products.append(Source(path, {"text": found["text"], "product_id": product_id, **locale}))
+            schema.products.append(SourceSchema(source, {"text": found["text"], "product_id": product_id, **locale}))
     if not schema.judgements:
-        _refuse(folder, files, seen)
-    return _only_needed(folder, schema)
+        _refuse(location, {source.name: names for source, names in zip(sources, columns, strict=True)}, seen)
+    return _only_needed(location, schema)
 
 
 def _recognise(columns: Sequence[str], options: PairOptions) -> dict[str, list[str]]:
@@ -99,7 +113,7 @@ def _recognise(columns: Sequence[str], options: PairOptions) -> dict[str, list[s
 
 
 def _recognise_id(columns: Sequence[str]) -> list[str]:
-    """Return the column `id`, which in a table of products alone is the product's."""
+    """Return the column `id`, which in a table of products is the product's id."""
     return [column for column in columns if _short(column) == "id"][:1]
 
 
@@ -111,52 +125,60 @@ def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _check_wanted(folder: Path, columns: list[str], options: PairOptions) -> None:
+def _check_named_columns(location: str, columns: list[str], options: PairOptions) -> None:
     for option in ("query_column", "text_columns", "label_column"):
         names = _listed(getattr(options, option)) if option == "text_columns" else [getattr(options, option)]
         for name in names:
             if name and name not in columns:
                 guess = nearest(name, columns)
                 hint = f"Did you mean {guess}?" if guess else f"Give one of them: --{option}"
-                raise UserError(f"{folder} has no column {name!r} ({option}); it has {_shown(columns)}", hint)
+                raise UserError(f"{location} has no column {name!r} ({option}); it has {_shown(columns)}", hint)
 
 
-def _refuse(folder: Path, files: dict[Path, list[str]], seen: dict[str, list[str]]) -> None:
-    """Say which of label, query and text is not recognised in any file."""
+def _refuse(location: str, columns: dict[str, list[str]], seen: dict[str, list[str]], also: str = "") -> NoReturn:
+    """Say which of label, query and text is not recognised.
+
+    Args:
+        location: The channel.
+        columns: The columns of each source, by its name.
+        seen: What is recognised.
+        also: What else the user can do.
+    """
     ways = {
         "label": (("label",), "--label_column NAME"),
         "query": (("query", "query_id"), "--query_column NAME"),
         "product text": (("text", "product_id"), "--text_columns NAME,NAME"),
     }
     missing = {what: flag for what, (kinds, flag) in ways.items() if not seen.keys() & set(kinds)}
-    held = "; ".join(f"{path.name} has {_shown(columns)}" for path, columns in list(files.items())[:4])
-    what = f"no column of {folder} is recognised as {' or '.join(missing)}"
+    held = "; ".join(f"{name} has {_shown(names)}" for name, names in list(columns.items())[:4])
+    what = f"no column of {location} is recognised as {' or '.join(missing)}"
     if not missing:
-        what = f"no file of {folder} has label, query and product together, by text or by id"
+        what = f"no table of {location} has label, query and product together, as text or as id"
         missing = {what: flag for what, (_, flag) in ways.items()}
-    raise UserError(f"{what}: {held}", f"Name it: {' '.join(missing.values())}")
+    raise UserError(f"{what}: {held}", f"Name it: {' '.join(missing.values())}{also}")
 
 
-def _only_needed(folder: Path, schema: Schema) -> Schema:
-    """Drop tables that the judgements do not refer to; see that those they refer to are there."""
-    kinds = [{"query", "text"} & source.columns.keys() for source in schema.judgements]
-    first = schema.judgements[0].path.name
-    for source, kind in zip(schema.judgements, kinds, strict=True):
+def _only_needed(location: str, schema: Schema) -> Schema:
+    """Drop tables that the judgements do not refer to, and check that those they refer to exist."""
+    kinds = [{"query", "text"} & table.columns.keys() for table in schema.judgements]
+    first = schema.judgements[0].source.name
+    for table, kind in zip(schema.judgements, kinds, strict=True):
         if kind != kinds[0]:
             raise UserError(
-                f"{first} and {source.path.name} in {folder} have labels, but not both have query and product text",
-                "Give both the same columns, or keep them in folders of their own.",
+                f"{first} and {table.source.name} of {location} have labels, but not both have query and product text",
+                "Give both the same columns, or keep them in separate channels.",
             )
     queries, products = schema.queries, schema.products
     if "query" not in kinds[0] and not queries:
         raise UserError(
-            f"{first} has query ids, but {folder} has no table of queries",
-            "Put it there (query_id, query), or name the column of the query: --query_column NAME",
+            f"{first} has query ids, but {location} has no table of queries",
+            "Add one to the files (query_id, query), or name the column of the query: --query_column NAME",
         )
     if "text" not in kinds[0] and not products:
         raise UserError(
-            f"{first} has product ids, but {folder} has no table of products",
-            "Put it there (product_id, product_title), or name the columns of the text: --text_columns NAME,NAME",
+            f"{first} has product ids, but {location} has no table of products",
+            "Add one to the files (product_id, product_title); join the text to the rows of a data set; or name its "
+            "columns: --text_columns NAME,NAME",
         )
     return Schema(schema.judgements, [] if "query" in kinds[0] else queries, [] if "text" in kinds[0] else products)
 

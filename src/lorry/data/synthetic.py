@@ -1,12 +1,13 @@
-"""A made-up home and garden shop with judged pairs, as two parquet tables in the form ESCI was published in.
+"""A made-up home and garden shop with judged pairs, as two parquet tables in the form that ESCI was published in.
 
     python -m lorry.data.synthetic FOLDER
 
-writes FOLDER/train/shopping_queries_dataset_examples.parquet and …_products.parquet. The shop is easy to believe and
-hard to search: its titles speak of lines ("Longmere" is a sofa), house colours ("Graphite" is grey), trade sizes ("4'6"
-is a double bed) and style numbers, its customers of couches, gray and double beds, with slips of the finger. Labels
-follow from what product and query are:
-E is the thing asked for, S one that differs in something asked for or serves instead, C an accessory, I anything else.
+writes FOLDER/train/shopping_queries_dataset_examples.parquet and …_products.parquet.
+
+Search in this shop is hard, as in real ones, because titles and queries use different words. Titles use names of lines
+("Longmere" is a sofa), house colours ("Graphite" is grey), trade sizes ("4'6" is a double bed) and style numbers.
+Customers write couch, gray and double bed, and make typing errors. Labels follow from the product and the query: E is
+what was asked for; S differs in something that was asked for, or serves instead; C is an accessory; I is anything else.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
-SPLIT_TEST = 5  # every fifth query is a test query
-LABELLED = {"E": 4, "S": 4, "C": 2, "I": 4}  # most products of each label that a query is judged with
+TEST_EVERY = 5  # every fifth query is a test query
+MAX_PER_LABEL = {"E": 4, "S": 4, "C": 2, "I": 4}  # maximum products of each label per query
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Kind:
     Attributes:
         noun: What the catalogue calls it.
         asked: What customers call it.
-        lines: Names of the lines; each belongs to one kind, and mostly stands in the title instead of the noun.
+        lines: Names of its lines, which belong to no other kind; most titles have the line instead of the noun.
         materials: What it is made of.
         sizes: Trade size and what customers call it, as "trade=asked".
-        extras: Accessories.
-        alike: Noun of the kind that serves instead, or "".
+        extras: Its accessories.
+        alike: Noun of the kind that can serve instead, or "".
     """
 
     noun: str
@@ -135,12 +136,12 @@ COLOURS = {
     "red": "Madder|Brick|Rosehip",
     "yellow|mustard": "Ochre|Saffron|Piccalilli",
 }
-ROOMS = ("for small flat", "modern", "cheap", "best rated", "with free delivery", "new")
+EXTRA_WORDS = ("for small flat", "modern", "cheap", "best rated", "with free delivery", "new")
 
 
 @dataclass(frozen=True)
 class Product:
-    """An article, or an accessory (`extra`) of the kind it is for."""
+    """A product of a kind, or an accessory for that kind (then `extra` says which)."""
 
     identity: str
     title: str
@@ -155,16 +156,16 @@ class Product:
 
 
 def generate(folder: Path, *, queries: int = 350, seed: int = 0) -> None:
-    """Write the sample's two tables under `folder`/train.
+    """Write the two tables of the sample to `folder`/train.
 
     Args:
-        folder: Where the folder `train` is made, or filled.
-        queries: How many queries; each is judged with about a dozen products.
+        folder: Where the folder `train` is created if it does not exist.
+        queries: Number of queries; each is judged with about a dozen products.
         seed: The same seed gives the same tables.
     """
-    dice = random.Random(seed)
-    shop = _stock(dice)
-    examples = _examples(dice, shop, queries)
+    rng = random.Random(seed)
+    shop = _stock(rng)
+    examples = _examples(rng, shop, queries)
     judged = {row["product_id"] for row in examples}
     train = folder / "train"
     train.mkdir(parents=True, exist_ok=True)
@@ -172,26 +173,26 @@ def generate(folder: Path, *, queries: int = 350, seed: int = 0) -> None:
         pa.parquet.write_table(pa.Table.from_pylist(rows), train / f"shopping_queries_dataset_{name}.parquet")
 
 
-def _stock(dice: random.Random) -> list[Product]:
-    """Return everything the shop sells: no two titles are the same."""
+def _stock(rng: random.Random) -> list[Product]:
+    """Return everything the shop sells; no two products have the same title."""
     shop: dict[str, Product] = {}
     for department, (brands, kinds) in DEPARTMENTS.items():
         for kind in kinds:
             for line in _options(kind.lines):
-                brand = dice.choice(brands)
+                brand = rng.choice(brands)
                 for number in range(22):
-                    extra = dice.choice(_options(kind.extras)) if number >= 16 else ""
-                    item = _product(dice, department, kind, brand, line, extra=extra)
+                    extra = rng.choice(_options(kind.extras)) if number >= 16 else ""
+                    item = _product(rng, department, kind, brand, line, extra=extra)
                     shop.setdefault(item.title, item)
     return list(shop.values())
 
 
-def _product(dice: random.Random, department: str, kind: Kind, brand: str, line: str, *, extra: str) -> Product:
-    material, size = dice.choice(_options(kind.materials)), dice.choice(_options(kind.sizes))
-    colour = dice.choice(list(COLOURS))
-    shade, trade = dice.choice(_options(COLOURS[colour])), size.split("=")[0]
-    style = f"{line[:2].upper()}{dice.randrange(100, 999)}"
-    fits = dice.choice((line, f"{line} {trade}", kind.noun))
+def _product(rng: random.Random, department: str, kind: Kind, brand: str, line: str, *, extra: str) -> Product:
+    material, size = rng.choice(_options(kind.materials)), rng.choice(_options(kind.sizes))
+    colour = rng.choice(list(COLOURS))
+    shade, trade = rng.choice(_options(COLOURS[colour])), size.split("=")[0]
+    style = f"{line[:2].upper()}{rng.randrange(100, 999)}"
+    fits = rng.choice((line, f"{line} {trade}", kind.noun))
     titles = (
         (f"{brand} {extra} for {fits}, {shade}", f"{brand} {extra} {style} - fits {fits}", f"{extra} ({fits}) {brand}")
         if extra
@@ -202,52 +203,52 @@ def _product(dice: random.Random, department: str, kind: Kind, brand: str, line:
             f"{line} {style} {shade} {trade} {material}",
         )
     )
-    identity = "L" + "".join(dice.choices("0123456789BCDFGHJKLMNPQRSTVWXYZ", k=9))
-    return Product(identity, dice.choice(titles), kind, department, brand, line, material, size, colour, extra)
+    identity = "L" + "".join(rng.choices("0123456789BCDFGHJKLMNPQRSTVWXYZ", k=9))
+    return Product(identity, rng.choice(titles), kind, department, brand, line, material, size, colour, extra)
 
 
 @dataclass(frozen=True)
 class Need:
-    """What a customer wants: a kind, and what it must be like."""
+    """What a customer wants: a kind, and the properties it must have."""
 
     kind: Kind
     wishes: dict[str, str]
 
 
-def _examples(dice: random.Random, shop: Sequence[Product], queries: int) -> list[dict[str, object]]:
+def _examples(rng: random.Random, shop: Sequence[Product], queries: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
-    articles = [item for item in shop if not item.extra]
+    products = [item for item in shop if not item.extra]
     asked: set[str] = set()
     while len(asked) < queries:
-        wanted = dice.choice(articles)  # so that there is at least one exact product
-        names = dice.sample(("colour", "size", "material", "brand", "line"), k=dice.choice((0, 1, 1, 1, 2, 2)))
+        wanted = rng.choice(products)  # so that the shop has at least one exact product
+        names = rng.sample(("colour", "size", "material", "brand", "line"), k=rng.choice((0, 1, 1, 1, 2, 2)))
         need = Need(wanted.kind, {name: getattr(wanted, name) for name in names})
-        query = _phrase(dice, need)
+        query = _phrase(rng, need)
         if query in asked:
             continue
         asked.add(query)
-        split, small = ("test" if len(asked) % SPLIT_TEST == 0 else "train"), int(dice.random() < 0.5)
-        for item, label in _judge(dice, shop, need):
+        split, small = ("test" if len(asked) % TEST_EVERY == 0 else "train"), int(rng.random() < 0.5)
+        for item, label in _label_products(rng, shop, need):
             row = {"example_id": len(rows), "query": query, "query_id": len(asked), "product_id": item.identity}
             row |= {"product_locale": "us", "esci_label": label, "small_version": small, "large_version": 1}
             rows.append(row | {"split": split})
     return rows
 
 
-def _judge(dice: random.Random, shop: Sequence[Product], need: Need) -> list[tuple[Product, str]]:
-    """Return products and their labels, in no order; half of the irrelevant ones come from the same department."""
-    by_label: dict[str, list[Product]] = {label: [] for label in LABELLED}
+def _label_products(rng: random.Random, shop: Sequence[Product], need: Need) -> list[tuple[Product, str]]:
+    """Return products and their labels in random order; half of the irrelevant ones are from the same department."""
+    by_label: dict[str, list[Product]] = {label: [] for label in MAX_PER_LABEL}
     for item in shop:
         by_label[_label(need, item)].append(item)
     home = next(name for name, (_, kinds) in DEPARTMENTS.items() if need.kind in kinds)
     near = [item for item in by_label["I"] if item.department == home]
-    by_label["I"] = dice.sample(near, LABELLED["I"] // 2) + dice.sample(by_label["I"], LABELLED["I"] // 2)
+    by_label["I"] = rng.sample(near, MAX_PER_LABEL["I"] // 2) + rng.sample(by_label["I"], MAX_PER_LABEL["I"] // 2)
     judged = {
         item.identity: (item, label)
         for label, items in by_label.items()
-        for item in dice.sample(items, min(len(items), LABELLED[label]))
+        for item in rng.sample(items, min(len(items), MAX_PER_LABEL[label]))
     }
-    return dice.sample(list(judged.values()), len(judged))
+    return rng.sample(list(judged.values()), len(judged))
 
 
 def _label(need: Need, item: Product) -> str:
@@ -259,27 +260,27 @@ def _label(need: Need, item: Product) -> str:
     return "S" if item.kind.noun == need.kind.alike and not need.wishes else "I"
 
 
-def _phrase(dice: random.Random, need: Need) -> str:
-    """Say what is needed as a customer types it."""
+def _phrase(rng: random.Random, need: Need) -> str:
+    """Return the need as a customer would type it."""
     words = {name: value.lower() for name, value in need.wishes.items()}
     if "colour" in words:
-        words["colour"] = dice.choice(_options(words["colour"]))
+        words["colour"] = rng.choice(_options(words["colour"]))
     if "size" in words:
         words["size"] = words["size"].split("=")[1]
     before = [words[name] for name in ("brand", "line", "colour", "size", "material") if name in words]
-    noun = dice.choice(_options(need.kind.asked))
-    parts = [noun, *before] if dice.random() < 0.2 else [*before, noun]
-    if dice.random() < 0.25:
-        parts.append(dice.choice(ROOMS))
+    noun = rng.choice(_options(need.kind.asked))
+    parts = [noun, *before] if rng.random() < 0.2 else [*before, noun]
+    if rng.random() < 0.25:
+        parts.append(rng.choice(EXTRA_WORDS))
     query = " ".join(parts)
-    return _slip(dice, query) if dice.random() < 0.2 else query
+    return _add_typo(rng, query) if rng.random() < 0.2 else query
 
 
-def _slip(dice: random.Random, query: str) -> str:
-    """Swap two letters, leave one out or type one twice."""
-    place = dice.randrange(1, len(query) - 1)
+def _add_typo(rng: random.Random, query: str) -> str:
+    """Swap two letters, leave one out, or double one."""
+    place = rng.randrange(1, len(query) - 1)
     one, two = query[place], query[place + 1]
-    return query[:place] + dice.choice((two + one, two, one + one + two)) + query[place + 2 :]
+    return query[:place] + rng.choice((two + one, two, one + one + two)) + query[place + 2 :]
 
 
 def _row(item: Product) -> dict[str, object]:
@@ -302,8 +303,8 @@ def _options(text: str) -> list[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m lorry.data.synthetic", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where the folder train is made")
-    parser.add_argument("--queries", type=int, default=350, help="how many queries (default: 350)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument("folder", type=Path, help="where the folder train is created")
+    parser.add_argument("--queries", type=int, default=350, help="number of queries (default: 350)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
     given = parser.parse_args()
     generate(given.folder, queries=given.queries, seed=given.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,19 @@ from lorry.outputs import check_writable, write_json
 log = logging.getLogger("lorry")
 
 
-def compare_models(models: list[str], data: Path, output: Path, config: TrainConfig) -> None:
+def compare_models(models: list[str], data: str, output: Path, config: TrainConfig) -> None:
     """Score each model on the pairs of a folder and write the metrics as JSON.
 
     Args:
         models: Hub ids, folders or `bundled`.
-        data: Folder of judged pairs.
+        data: Judged pairs: a folder, a file, or hf://datasets/OWNER/NAME.
         output: The file to write.
         config: How to read the pairs, maximum length, precision and batch size.
 
     Raises:
         UserError: A model or the pairs cannot be read, or the file cannot be written.
     """
-    if output.is_dir():
-        raise UserError(f"{output} is a folder", "Give a file as --output, e.g. metrics.json.")
-    check_writable(output.parent, "--output")
+    _check_output(output)
     accelerator, precision = make_accelerator(config.precision)
     bases = {name: find_pretrained(name, config.max_length) for name in models}
     splits = {}
@@ -52,6 +51,21 @@ def compare_models(models: list[str], data: Path, output: Path, config: TrainCon
         log.info("\n%s\n", _table(split, splits[split]))
     write_json(output, {"splits": splits})
     log.info("metrics: %s", output)
+
+
+def _check_output(path: Path) -> None:
+    """Refuse to write over anything but an earlier result: pairs may be JSON files too."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", "Give a file as --output, e.g. metrics.json.")
+    check_writable(path.parent, "--output")
+    if not path.exists():
+        return
+    try:
+        earlier = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        earlier = None
+    if not isinstance(earlier, dict) or "splits" not in earlier:
+        raise UserError(f"{path} exists and holds no metrics", "Give another file as --output.")
 
 
 def _table(split: str, block: dict[str, Any]) -> str:

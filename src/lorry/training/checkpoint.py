@@ -11,8 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import re
 import shutil
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,14 @@ from torch import Tensor
 
 from lorry.config import TrainConfig, as_dict
 from lorry.errors import UserError
+from lorry.outputs import writing
 
 log = logging.getLogger("lorry")
 
-KEPT = 2  # checkpoints: the newest, and one in case it is cut short
+KEPT = 2  # complete checkpoints: the newest, and one in case it gets damaged
+FORMAT = 2  # of state.json
+COUNTERS = {"step", "pairs", "tokens", "seconds", "micro_batch_tokens"}  # of loop.Progress
+FILES = {"adapters.safetensors", "optimizer.safetensors", "training.jsonl"}
 # Hyperparameters that may differ between the run that stopped and the one that continues it.
 NOT_COMPARED = {
     "train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir", "eval_batch_size", "log_every",
@@ -49,28 +56,32 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoint folder of one run."""
 
-    def __init__(self, folder: Path, config: TrainConfig, data: str, model: str) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, *, precision: str, data: str, model: str) -> None:
         """Open the folder.
 
         Args:
-            folder: Where checkpoints lie.
+            folder: Where checkpoints are kept.
             config: The run's hyperparameters.
+            precision: The one that the run computes in.
             data: Fingerprint of the training pairs.
             model: Fingerprint of the base model.
         """
         self.folder = folder
         settings = {name: value for name, value in as_dict(config).items() if name not in NOT_COMPARED}
-        self.identity = {"training data": data, "base model": model, **settings}
+        self.identity = {"training data": data, "base model": model, **settings, "precision": precision}
+        self.versions = {name: metadata.version(name) for name in ("lorry", "torch")}
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint and drop the oldest.
 
         Raises:
-            UserError: The folder cannot be written.
+            OutputError: The folder cannot be written.
+            UserError: Training has diverged: a number is not finite.
         """
+        self._check_finite(checkpoint)
         name = f"step-{checkpoint.step:08d}"
         unfinished = self.folder / f".{name}.writing"
-        try:
+        with writing(self.folder / name, "Check free space and permissions of --checkpoint_dir."):
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             save_file(checkpoint.adapters, unfinished / "adapters.safetensors")
@@ -78,34 +89,30 @@ class CheckpointStore:
             lines = "".join(json.dumps(line) + "\n" for line in checkpoint.log_lines)
             (unfinished / "training.jsonl").write_text(lines, "utf-8")
             state = {
+                "format": FORMAT,
                 "step": checkpoint.step,
                 "identity": self.identity,
+                "versions": self.versions,
                 "progress": checkpoint.progress,
                 "sha256": {path.name: _sha256(path) for path in sorted(unfinished.iterdir())},
             }
             (unfinished / "state.json").write_text(json.dumps(state, indent=1), "utf-8")
             shutil.rmtree(self.folder / name, ignore_errors=True)
             unfinished.rename(self.folder / name)
-            for old in self._names()[:-KEPT]:
-                shutil.rmtree(old)
-        except OSError as error:
-            raise UserError(
-                f"no checkpoint can be written to {self.folder}: {error.strerror or error}",
-                "Check space and permissions of --checkpoint_dir.",
-            ) from None
+        self._prune(checkpoint.step)
 
     def load(self) -> Checkpoint | None:
         """Return the newest complete checkpoint, or None where there is none.
 
         Raises:
-            UserError: It belongs to other data, another base model or other hyperparameters.
+            UserError: It belongs to other data, another base model or other hyperparameters, or to a newer version.
         """
-        for folder in reversed(self._names()):
+        for folder in reversed(_folders(self.folder)):
             state = _read_state(folder)
             if state is None:
                 log.warning("checkpoint %s is incomplete and is skipped", folder.name)
                 continue
-            self._check(folder, state["identity"])
+            self._check(folder, state)
             lines = (folder / "training.jsonl").read_text("utf-8").splitlines()
             return Checkpoint(
                 state["step"],
@@ -116,11 +123,33 @@ class CheckpointStore:
             )
         return None
 
-    def _names(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+    def _prune(self, step: int) -> None:
+        """Delete all but the newest complete checkpoints up to this step; later ones are left alone."""
+        earlier = [folder for folder in _folders(self.folder) if int(folder.name.removeprefix("step-")) <= step]
+        complete = [folder for folder in earlier if _read_state(folder) is not None]
+        for folder in earlier:
+            if folder not in complete[-KEPT:]:
+                shutil.rmtree(folder, ignore_errors=True)
 
-    def _check(self, folder: Path, identity: dict[str, Any]) -> None:
-        now = json.loads(json.dumps(self.identity))
+    def _check_finite(self, checkpoint: Checkpoint) -> None:
+        """Refuse to write what a run could not continue from."""
+        tensors = {**checkpoint.adapters, **checkpoint.moments}
+        finite = all(bool(value.isfinite().all()) for value in tensors.values())
+        if not finite or not all(map(math.isfinite, checkpoint.progress["losses"])):
+            kept = [folder.name for folder in _folders(self.folder) if _read_state(folder) is not None]
+            last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no earlier checkpoint"
+            raise UserError(
+                f"training has diverged by step {checkpoint.step}: weights or losses are not finite numbers; {last}",
+                "Lower lr, or take another precision.",
+            )
+
+    def _check(self, folder: Path, state: dict[str, Any]) -> None:
+        if state["format"] > FORMAT:
+            raise UserError(
+                f"checkpoint {folder} was written by a newer version of Lorry ({state['versions'].get('lorry')})",
+                "Update Lorry, or give another --checkpoint_dir.",
+            )
+        now, identity = json.loads(json.dumps(self.identity)), state["identity"]
         differ = [name for name in now if now[name] != identity.get(name)]
         if differ:
             shown = ", ".join(
@@ -131,6 +160,19 @@ class CheckpointStore:
                 f"checkpoint {folder} belongs to another run: {shown} differ",
                 "Train with the same data and options, or give another --checkpoint_dir.",
             )
+        for name, version in self.versions.items():
+            if state["versions"].get(name, version) != version:
+                log.warning(
+                    "the checkpoint was written with %s %s, this is %s: results may differ in the last digits",
+                    name, state["versions"][name], version,
+                )  # fmt: skip
+
+
+def precision_of_checkpoint(folder: Path) -> str:
+    """Return the precision of the newest complete checkpoint in a folder, "" where there is none."""
+    states = (_read_state(path) for path in reversed(_folders(folder)))
+    state = next((state for state in states if state is not None), None)
+    return str(state["identity"].get("precision", "")) if state is not None else ""
 
 
 def optimizer_moments(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -152,12 +194,30 @@ def restore_moments(optimizer: torch.optim.Optimizer, names: list[str], moments:
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def _folders(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the newest last; folders with other names are the user's."""
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8}", path.name) and path.is_dir())
+
+
 def _read_state(folder: Path) -> dict[str, Any] | None:
-    """Return state.json, or None where it or a file that it names is not complete."""
+    """Return state.json, or None where it or a file of the checkpoint is missing, damaged or cut short."""
     try:
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text("utf-8"))
-        complete = all(_sha256(folder / name) == digest for name, digest in state["sha256"].items())
-    except (OSError, ValueError, KeyError, TypeError):
+        state = json.loads((folder / "state.json").read_text("utf-8"))
+        state = {"format": 1, "versions": {}, **state}
+        counters, losses = state["progress"]["counters"], state["progress"]["losses"]
+        valid = (
+            isinstance(state["format"], int)
+            and folder.name == f"step-{state['step']:08d}"
+            and isinstance(state["identity"], dict)
+            and isinstance(state["versions"], dict)
+            and isinstance(state["progress"]["scaler"], dict)
+            and counters.keys() == COUNTERS
+            and all(isinstance(value, int | float | None) for value in counters.values())
+            and all(isinstance(loss, int | float) for loss in losses)
+            and state["sha256"].keys() == FILES
+        )
+        complete = valid and all(_sha256(folder / name) == digest for name, digest in state["sha256"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return state if complete else None
 

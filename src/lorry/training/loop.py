@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
+from lorry.outputs import OutputError
 from lorry.signals import StopRequestedError
 from lorry.training.batches import make_batch
-from lorry.training.checkpoint import Checkpoint, CheckpointStore, optimizer_moments, restore_moments
+from lorry.training.checkpoint import COUNTERS, Checkpoint, CheckpointStore, optimizer_moments, restore_moments
 from lorry.training.memory import tokens_that_fit
 from lorry.training.progress import TrainingLog
 from lorry.training.update import Trainer
@@ -45,6 +46,8 @@ class Progress:
     micro_batch_tokens: int | None = None
     """Maximum tokens of a forward pass: kept, so that a run that continues divides its batches in the same way."""
     stopped: bool = False
+    unsaved: OutputError | None = None
+    """Why the last checkpoint could not be written, if it could not."""
 
 
 def fit(
@@ -82,8 +85,14 @@ def fit(
     )
 
     def save() -> None:
-        if store is not None:
+        if store is None:
+            return
+        try:
             store.save(_checkpoint(trainer, progress, training_log, losses))
+            progress.unsaved = None
+        except OutputError as error:  # training itself goes on
+            progress.unsaved = error
+            log.warning("no checkpoint at step %d: %s", progress.step, error)
 
     began = time.perf_counter() - progress.seconds
     with training_log.running(progress.step):
@@ -155,8 +164,7 @@ def _resume(
 
 
 def _checkpoint(trainer: Trainer, progress: Progress, training_log: TrainingLog, losses: list[Tensor]) -> Checkpoint:
-    counters = asdict(progress)
-    del counters["stopped"]
+    counters = {name: getattr(progress, name) for name in sorted(COUNTERS)}
     scaler = trainer.accelerator.scaler
     return Checkpoint(
         progress.step,

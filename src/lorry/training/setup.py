@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -11,10 +12,11 @@ from accelerate.utils import set_seed
 from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs, read_splits
 from lorry.data.sampler import BatchSampler
-from lorry.hardware import describe, make_accelerator
+from lorry.hardware import choose_precision, describe, make_accelerator
 from lorry.model.encoder import Encoder
 from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.model.tokens import TokenizedTexts, tokenize
+from lorry.training.checkpoint import precision_of_checkpoint
 
 log = logging.getLogger("lorry")
 
@@ -37,11 +39,16 @@ class TrainingSetup:
 def prepare(config: TrainConfig) -> TrainingSetup:
     """Read the pairs, load the base model, attach the adapters and tokenise every text once.
 
+    A run that continues computes in the precision of its checkpoint, whatever this device would choose.
+
     Raises:
         UserError: Pairs, model or options are not as they should be.
     """
     set_seed(config.seed)
-    accelerator, precision = make_accelerator(config.precision)
+    begun = precision_of_checkpoint(Path(config.checkpoint_dir)) if config.checkpoint_dir else ""
+    accelerator, precision = make_accelerator(begun if begun and config.precision == "auto" else config.precision)
+    if begun and choose_precision("auto", accelerator.device) != begun == precision:
+        log.warning("continuing in %s, as the run began: on this device it may be slow", precision)
     base = find_pretrained(config.pretrained_model, config.max_length)
     attention = "packed" if base.architecture.packs else f"padded ({base.model_type} models cannot be packed)"
     log.info("%s", describe(accelerator.device, precision, attention))

@@ -1,0 +1,143 @@
+"""A pretended CUDA device: what a GPU would refuse is refused here too, on a machine that has none.
+
+    with cuda(capability=(7, 5)):     # a T4: fp16 and no bf16
+        pipeline.run(config)
+
+A tensor on "cuda" is a `CudaTensor`, which wraps a CPU tensor and computes on it. Every operation goes through
+`_compute`, which applies CUDA's own rule: no operation takes tensors of both devices, with the exceptions that PyTorch
+makes (copies between devices, CPU scalars of no dimension, index tensors of the CPU). Such a tensor's `device` reads
+"meta", so code under test must ask the run's own device, not a tensor's.
+"""
+
+import contextlib
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lorry.model import encoder
+
+aten = torch.ops.aten
+DEVICE = torch.device("cuda", 0)
+INDEXING = (aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default,
+            aten._index_put_impl_.default)  # fmt: skip
+JOINING = (aten.cat.default, aten.stack.default)
+
+
+class CudaTensor(torch.Tensor):
+    """A tensor that is on the pretended device; `cpu_tensor` holds its numbers."""
+
+    @staticmethod
+    def __new__(cls, cpu_tensor):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, cpu_tensor.size(), strides=cpu_tensor.stride(), dtype=cpu_tensor.dtype, device="meta"
+        )
+
+    def __init__(self, cpu_tensor):
+        self.cpu_tensor = cpu_tensor
+
+    def __repr__(self):
+        return f"CudaTensor({self.cpu_tensor!r})"
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return _compute(function, args, kwargs or {})
+
+
+def _check_devices(function, args, kwargs):
+    """Raise what CUDA raises where one operation gets tensors of both devices."""
+    tensors = [item for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)]
+    here = [item for item in tensors if not isinstance(item, CudaTensor)]
+    if not here or len(here) == len(tensors) or function is aten.copy_.default:
+        return
+    if function in INDEXING:  # indices may be on the CPU; what is indexed and the values put there may not
+        values = [item for item in args[2:3] if isinstance(item, torch.Tensor)]
+        mixed = any(not isinstance(item, CudaTensor) and (item is args[0] or item.dim()) for item in (args[0], *values))
+    else:
+        mixed = function in JOINING or any(item.dim() for item in here)
+    if mixed:
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu! ({function})")
+
+
+def _compute(function, args, kwargs):
+    if function is aten._fused_sdp_choice.default:
+        return 0  # the plain arithmetic: there are no CUDA kernels
+    _check_devices(function, args, kwargs)
+    if function is aten.copy_.default:
+        on_cuda = isinstance(args[0], CudaTensor)
+    else:
+        on_cuda = any(isinstance(item, CudaTensor) for item in tree_leaves((args, kwargs)))
+    if kwargs.get("device") is not None:
+        on_cuda = torch.device(kwargs["device"]).type in ("cuda", "meta")
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+        kwargs.pop("pin_memory", None)
+    known = {id(item.cpu_tensor): item for item in tree_leaves((args, kwargs)) if isinstance(item, CudaTensor)}
+    args, kwargs = tree_map(lambda item: item.cpu_tensor if isinstance(item, CudaTensor) else item, (args, kwargs))
+    result = function(*args, **kwargs)
+    if not on_cuda:
+        return result
+
+    def wrapped(item):
+        if not isinstance(item, torch.Tensor) or isinstance(item, CudaTensor):
+            return item
+        return known[id(item)] if id(item) in known else CudaTensor(item)  # known: changed in place
+
+    return tree_map(wrapped, result)
+
+
+class _Dispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return _compute(function, args, kwargs or {})
+
+
+class _NumberDevices(TorchFunctionMode):
+    """Write "cuda" as "cuda:0": without a number PyTorch asks the driver, which is not there."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        def numbered(item):
+            return DEVICE if item in ("cuda", "cuda:0") or item == torch.device("cuda") else item
+
+        def only_devices(item):
+            return numbered(item) if isinstance(item, str | torch.device) else item
+
+        args, kwargs = tree_map(only_devices, args), tree_map(only_devices, kwargs or {})
+        if function is torch.tensor and kwargs.get("device") == DEVICE:  # which no dispatch mode sees
+            return function(*args, **{**kwargs, "device": None}).to(DEVICE)
+        return function(*args, **kwargs)
+
+
+def _outside(function):
+    """Let a function work as if there were no pretended device: transformers loads models on devices of its own."""
+
+    def call(*args, **kwargs):
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+    return call
+
+
+@contextlib.contextmanager
+def cuda(capability=(7, 5), memory=16 << 30):
+    """Pretend that there is one GPU of this compute capability and memory, in bytes."""
+    properties = SimpleNamespace(
+        name="Pretended GPU", major=capability[0], minor=capability[1], total_memory=memory, multi_processor_count=40
+    )
+    answers = {
+        "_lazy_init": None, "init": None, "is_available": True, "device_count": 1, "current_device": 0,
+        "set_device": None, "get_device_capability": capability, "get_device_properties": properties,
+        "get_device_name": properties.name, "mem_get_info": (memory - (1 << 30), memory), "memory_reserved": 0,
+        "memory_allocated": 0, "max_memory_allocated": 1 << 30, "empty_cache": None, "synchronize": None,
+        "is_bf16_supported": True, "manual_seed": None, "manual_seed_all": None, "_is_in_bad_fork": False,
+    }  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        for name, answer in answers.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, mock.Mock(return_value=answer)))
+        # a tensor that wraps another cannot be an inference tensor
+        stack.enter_context(mock.patch.object(torch, "inference_mode", torch.no_grad))
+        stack.enter_context(mock.patch.object(encoder, "load_model", _outside(encoder.load_model)))
+        stack.enter_context(_Dispatch())
+        stack.enter_context(_NumberDevices())
+        yield
