@@ -318,6 +318,118 @@ def test_a_process_ends_in_one_line_and_exit_code_1_on_a_users_mistake():
     assert done.stdout == "error: unknown option --lora_rnk. Did you mean --lora_rank?\n"
 
 
+@pytest.mark.parametrize("command", ["plan", "evaluate"])
+def test_ctrl_c_is_one_line_and_exit_code_130(command, tmp_path, tiny_model, shop_pairs):
+    """Where nothing is to be saved the first one ends the command."""
+    words = {
+        "plan": ["--train", shop_pairs(tmp_path / "pairs"), "--pretrained_model", tiny_model("bert")],
+        "evaluate": [
+            "--data",
+            shop_pairs(tmp_path / "data"),
+            "--model",
+            tiny_model("bert"),
+            "--output",
+            tmp_path / "m",
+        ],
+    }
+    process = subprocess.Popen(
+        [*COMMAND, command, *map(str, words[command])], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(1.5)  # while the libraries load
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (output.splitlines()[-1:], errors) == (["error: interrupted"], "")
+    assert process.returncode in (130, -signal.SIGINT)  # the same to a shell; Python chooses
+
+
+def test_a_second_ctrl_c_ends_training_at_once(tmp_path, tiny_model, shop_pairs):
+    options = {"train": shop_pairs(tmp_path / "train"), "pretrained_model": tiny_model("bert"), "epochs": 100_000,
+               "log_every": 1, "model_dir": tmp_path / "model", "output_data_dir": tmp_path / "output"}  # fmt: skip
+    words = [str(item) for name, value in options.items() for item in (f"--{name}", value)]
+    with subprocess.Popen(
+        [*COMMAND, "train", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        seen = [next(process.stdout)]
+        while "training loss" not in seen[-1]:
+            seen.append(next(process.stdout))
+        process.send_signal(signal.SIGINT)
+        while "SIGINT received" not in seen[-1]:
+            seen.append(next(process.stdout))
+        process.send_signal(signal.SIGINT)
+        seen += process.stdout
+    assert process.returncode in (0, 130), "".join(seen)  # 0: it was quicker
+    assert "Traceback" not in "".join(seen)
+    assert process.returncode == 0 or seen[-1] == "error: interrupted\n"
+
+
+TOO_LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "--train", TOO_LONG, "--pretrained_model", "bundled"], "File name too long"),
+        (["train", "--train", "p", "--model_dir", TOO_LONG], "File name too long"),
+        (["train", "--train", "p", "--pretrained_model", f"./{TOO_LONG}"], "error: "),
+        (["evaluate", "--model", "bundled", "--data", "d", "--output", TOO_LONG], "File name too long"),
+        (["train", "--epochs", "1e30"], "Give 1000000 or less"),
+        (["train", "--epochs", "1e400"], "Give a whole number"),
+        (["train", "--batch_size", "9" * 400], "epochs|batch_size"),
+        (["train", "--lora_rank", "1e9"], "Give 4096 or less"),
+        (["train", "--lr", "1e999"], "lr is 1e999"),
+        (["jobs", "status", "j", "--region", "us east 1"], "'us east 1' is not an AWS region"),
+        (["submit", "--region", "x y", "--image", "1" * 12 + ".dkr.ecr.us-east-1.amazonaws.com/lorry", "--train", "s3://bucket/a",
+          "--output", "s3://bucket/b", "--role", "arn:aws:iam::123456789012:role/lorry"], "is not an AWS region"),
+    ],
+)  # fmt: skip
+def test_whatever_is_given_the_answer_is_one_line(words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = lorry(*words)
+    assert ended.code == 1
+    assert re.search(says, ended.lines[-1]), ended.output
+    assert "Traceback" not in ended.output
+    assert len(ended.lines[-1]) < 700
+
+
+def test_a_reader_that_has_gone_ends_the_command_without_a_word():
+    command = f"{sys.executable} -m lorry.cli train --help; {sys.executable} -m lorry.cli train --lora_rnk 8"
+    done = subprocess.run(
+        ["bash", "-c", f"({command}) | head -1; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "1"
+    assert done.stderr == ""
+
+
+def test_a_full_disk_behind_standard_output_is_said_on_standard_error():
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            [*COMMAND, "train", "--lora_rnk", "8"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output cannot be written: [Errno 28] No space left on device\n"
+
+
+def test_training_ends_when_nobody_reads_its_log(tmp_path, tiny_model, shop_pairs):
+    options = {"train": shop_pairs(tmp_path / "train"), "pretrained_model": tiny_model("bert"), "epochs": 100_000,
+               "log_every": 1, "model_dir": tmp_path / "model", "output_data_dir": tmp_path / "output"}  # fmt: skip
+    words = " ".join(f"--{name} {value}" for name, value in options.items())
+    command = f"{sys.executable} -m lorry.cli train {words} | head -5 >/dev/null; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_an_ascii_terminal_gets_question_marks(tmp_path):
+    folder = csv(tmp_path / "train", "query,product_title,label\n" + "kühl,größe,sehr gut\n" * 3)
+    done = subprocess.run(
+        [*COMMAND, "train", "--train", str(folder), "--pretrained_model", "bundled"],
+        capture_output=True, check=False, cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith(b"error: unknown label")
+    assert b"Traceback" not in done.stdout + done.stderr
+
+
 def test_waiting_threads_do_not_spin_for_long(monkeypatch):
     monkeypatch.setenv("GOMP_SPINCOUNT", "set, so that it is put back afterwards")
     monkeypatch.delenv("GOMP_SPINCOUNT")

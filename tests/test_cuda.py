@@ -1,11 +1,13 @@
 """The whole job on a pretended CUDA device: train, stop, continue, merge, evaluate, with no mix-up of devices."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
 
 from command import lorry, stopped_after
+from lorry.model.encoder import Encoder
 from pretended_cuda import CudaTensor, cuda
 
 T4, A10G = (7, 5), (8, 6)
@@ -45,6 +47,24 @@ def test_one_text_at_a_time_when_memory_is_short(place):
     assert ended.code == 0, ended.output
 
 
+def test_where_the_gpu_has_no_room_for_a_second_model_it_is_merged_on_the_cpu(place):
+    devices = []
+
+    class Watched(Encoder):
+        def __init__(self, base, precision, device):
+            devices.append((precision, device.type))
+            super().__init__(base, precision, device)
+
+    with (
+        cuda(T4),
+        mock.patch("lorry.model.merge.free_memory", return_value=1),
+        mock.patch("lorry.model.merge.Encoder", Watched),
+    ):
+        ended = lorry("train", **place)
+    assert ended.code == 0, ended.output
+    assert devices == [("fp32", "cpu")] * 2
+
+
 @pytest.mark.parametrize("kind", ["mpnet", "modernbert", "qwen3"])
 def test_other_architectures_too(place, tiny_model, kind):
     options = place | {
@@ -66,7 +86,7 @@ def test_plan_and_evaluation(place, tmp_path):
             "evaluate", data=place["train"], model=place["pretrained_model"], output=tmp_path / "metrics.json"
         )
     assert planned.code == 0, planned.output
-    assert "GB of the GPU's 17.2" in planned.output
+    assert "GB of the GPU's 17.2 in the largest step, 0.0 GB to merge" in planned.output
     assert evaluated.code == 0, evaluated.output
 
 

@@ -10,7 +10,6 @@ lorry jobs status|logs|stop|fetch NAME
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import logging
 import shlex
@@ -51,8 +50,10 @@ def main() -> None:
 
 
 def _fail(text: str, code: int = 1) -> NoReturn:
-    with contextlib.suppress(OutputClosedError):
+    try:
         log.error("%s", text)
+    except OutputClosedError as error:
+        give_up_output(error)
     sys.exit(code)
 
 

@@ -76,8 +76,8 @@ class TrainConfig(PairOptions):
     validation_fraction: float = option(
         0.1, "share of the queries held out where there are no validation pairs", above=0, maximum=0.5
     )
-    epochs: int = option(1, "passes over the training pairs", minimum=1)
-    batch_size: int = option(240, "pairs per optimizer step", minimum=1)
+    epochs: int = option(1, "passes over the training pairs", minimum=1, maximum=1_000_000)
+    batch_size: int = option(240, "pairs per optimizer step", minimum=1, maximum=10_000_000)
     eval_batch_size: int = option(0, "texts per forward pass in evaluation; 0: as many as suit the device", minimum=0)
     micro_batch_tokens: int = option(
         0,
@@ -93,7 +93,7 @@ class TrainConfig(PairOptions):
     temperature: float = option(0.05, "softmax temperature of infonce", above=0)
     cosent_scale: float = option(20.0, "factor on the differences of cosines in cosent", above=0)
     cosent_weight: float = option(1.0, "weight of cosent in infonce+cosent", minimum=0)
-    lora_rank: int = option(8, "rank of the LoRA adapters", minimum=1)
+    lora_rank: int = option(8, "rank of the LoRA adapters", minimum=1, maximum=4096)
     lora_alpha: float = option(32.0, "LoRA scale; updates are multiplied by lora_alpha / lora_rank", above=0)
     lora_dropout: float = option(0.0, "dropout before the LoRA adapters", minimum=0, maximum=0.9)
     lora_targets: str = option(
@@ -106,8 +106,8 @@ class TrainConfig(PairOptions):
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     seed: int = option(42, "seed of all random numbers", minimum=0, maximum=2**32 - 1)
-    log_every: int = option(10, "steps between log lines", minimum=1)
-    checkpoint_every: int = option(100, "steps between checkpoints", minimum=1)
+    log_every: int = option(10, "steps between log lines", minimum=1, maximum=10**9)
+    checkpoint_every: int = option(100, "steps between checkpoints", minimum=1, maximum=10**9)
     on_stop: str = option(
         "export",
         "on SIGTERM, after the checkpoint: export also leaves the model as trained so far, checkpoint leaves none",

@@ -7,12 +7,19 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from lorry.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+# Limit, use and statistics of a container's memory, by the second and the first version of control groups.
+_CONTROL_GROUPS = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
 # The oldest driver that runs a CUDA generation: https://docs.nvidia.com/deploy/cuda-compatibility/
 OLDEST_DRIVER = {"12": "525", "13": "580"}
 
@@ -131,6 +138,36 @@ def describe(device: torch.device, precision: str, attention: str) -> str:
         *([f"one of {count} GPUs: the others stay idle"] if count > 1 else []),
     ]
     return f"running on {gpu.name} ({', '.join(facts)}); {way}"
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the memory that this process can still take on the device, in bytes, at least 1."""
+    import torch
+
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return max(1, int(torch.cuda.mem_get_info(device)[0]) + unused)
+    free: list[int] = [psutil.virtual_memory().available]
+    for limit, used, statistics in _CONTROL_GROUPS:  # psutil knows the machine's memory, not the container's
+        try:
+            free.append(int(_read(limit)) - int(_read(used)) + _file_cache(statistics))
+        except (OSError, ValueError):  # no such group, or no limit ("max")
+            continue
+    return max(1, min(free))
+
+
+def _file_cache(statistics: str) -> int:
+    """Return the bytes of files that the kernel keeps in the container's memory and gives up when asked."""
+    try:
+        lines = (line.split() for line in _read(statistics).splitlines())
+        found = {name: int(value) for name, value in lines}
+    except (OSError, ValueError):
+        return 0
+    return found.get("total_inactive_file", found.get("inactive_file", 0))
+
+
+def _read(name: str) -> str:
+    return Path("/sys/fs/cgroup", name).read_text("utf-8")
 
 
 def has_network() -> bool:

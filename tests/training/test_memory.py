@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lorry import hardware
 from lorry.config import TrainConfig
 from lorry.data.pairs import read_channel
 from lorry.model.encoder import Encoder
@@ -54,7 +55,7 @@ def test_twice_the_memory_holds_twice_the_tokens(model, monkeypatch):
 
 
 def test_free_memory_is_the_containers_where_that_is_less(monkeypatch):
-    whole = memory.free_memory(CPU)
+    whole = hardware.free_memory(CPU)
     assert whole > 1 << 28
     files = {"memory.max": "300000000\n", "memory.current": "100000000\n"}
 
@@ -63,12 +64,12 @@ def test_free_memory_is_the_containers_where_that_is_less(monkeypatch):
             raise FileNotFoundError(name)
         return files[name]
 
-    monkeypatch.setattr(memory, "_read", read)
-    assert memory.free_memory(CPU) == 200_000_000
+    monkeypatch.setattr(hardware, "_read", read)
+    assert hardware.free_memory(CPU) == 200_000_000
     files["memory.stat"] = "anon 10000000\ninactive_file 60000000\nactive_file 30000000\n"
-    assert memory.free_memory(CPU) == 260_000_000, "files that were read can be dropped from memory"
+    assert hardware.free_memory(CPU) == 260_000_000, "files that were read can be dropped from memory"
     files["memory.max"] = "max\n"
-    assert memory.free_memory(CPU) > 1 << 28
+    assert hardware.free_memory(CPU) > 1 << 28
 
 
 def test_both_kinds_of_out_of_memory_are_told_from_other_errors():

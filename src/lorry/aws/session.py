@@ -35,6 +35,8 @@ def session(region: str = "") -> boto3.Session:
         UserError: There are no credentials, no region, or no profile of the name that AWS_PROFILE gives.
     """
     with errors("reading the AWS configuration"):
+        if region and not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", region):
+            raise UserError(f"{region!r} is not an AWS region", "Give one such as us-east-1.")
         made = boto3.Session(region_name=region or None)
         if made.get_credentials() is None:
             raise aws.NoCredentialsError

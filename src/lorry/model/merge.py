@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lorry.errors import UserError
+from lorry.hardware import free_memory
 from lorry.model.encoder import Encoder
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import find_pretrained
@@ -19,6 +20,7 @@ from lorry.model.saving import save_adapter, save_model
 from lorry.outputs import writing
 
 MIN_COSINE = 0.9999  # between the merged model and base + adapter
+ROOM = 1.5  # memory that merging needs, in models of fp32: one, and what embeds the probes
 MAX_RELOAD_GAP = 1e-6  # between the merged model in memory and as read back
 
 
@@ -56,7 +58,8 @@ def merge(folder: Path, encoder: Encoder, probe: TokenSequences) -> MergeProof:
 
     with writing(folder):
         save_adapter(folder / "adapter", encoder)
-    fresh = Encoder(encoder.base, "fp32", encoder.device)
+    device = encoder.device if free_memory(encoder.device) > ROOM * _fp32_bytes(encoder) else torch.device("cpu")
+    fresh = Encoder(encoder.base, "fp32", device)
     before_ND = _embed(fresh, probe)
     fresh.model = PeftModel.from_pretrained(fresh.model, folder / "adapter").eval()
     adapted_ND = _embed(fresh, probe)
@@ -65,7 +68,7 @@ def merge(folder: Path, encoder: Encoder, probe: TokenSequences) -> MergeProof:
     with writing(folder):
         save_model(folder, fresh)
     del fresh  # not three models at a time
-    read_back_ND = _embed(Encoder(find_pretrained(str(folder)), "fp32", encoder.device), probe)
+    read_back_ND = _embed(Encoder(find_pretrained(str(folder)), "fp32", device), probe)
     proof = MergeProof(
         merged_to_adapter=float(torch.cosine_similarity(merged_ND, adapted_ND).min()),
         merged_to_base=float(torch.cosine_similarity(merged_ND, before_ND).mean()),
@@ -79,6 +82,10 @@ def merge(folder: Path, encoder: Encoder, probe: TokenSequences) -> MergeProof:
     if torch.equal(merged_ND, before_ND):
         raise UserError("the merged model equals its base: nothing was learnt", "Raise lr or epochs.")
     return proof
+
+
+def _fp32_bytes(encoder: Encoder) -> int:
+    return 4 * sum(int(weight.numel()) for weight in encoder.model.parameters())
 
 
 def _embed(encoder: Encoder, probe: TokenSequences) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from lorry.config import TrainConfig
 from lorry.evaluation.scoring import embed_all
 from lorry.logs import duration
+from lorry.model.encoder import Encoder
 from lorry.model.tokens import TokenizedTexts
 from lorry.planning import cost
 from lorry.planning.cost import Tokens
@@ -48,7 +49,7 @@ def plan(config: TrainConfig) -> str:
         "steps": f"{sampler.steps:,} ({config.epochs} x {sampler.steps_per_epoch:,}, {config.batch_size} pairs each)",
         "tokens": f"{training.count:,} in training (at most {largest:,} per step), {evaluation.count:,} in evaluation",
         "work": f"{each / 1e6:.1f} MFLOP to encode a token, {whole / 1e12:,.1f} TFLOP in all",
-        "memory": _memory(encoder.device),
+        "memory": _memory(encoder),
         "time here": f"{duration(sum(seconds))}: training {duration(seconds[0])}, evaluation {duration(seconds[1])} "
         f"({facts['device']}, {facts['precision']})",
     }
@@ -116,9 +117,10 @@ def _time_evaluation(setup: TrainingSetup) -> float:
     return (time.perf_counter() - began) / int(some.lengths.sum())
 
 
-def _memory(device: torch.device) -> str:
-    peak = peak_memory(device) / 1e9
-    if device.type == "cuda":
-        whole = torch.cuda.get_device_properties(device).total_memory / 1e9
-        return f"{peak:.1f} GB of the GPU's {whole:.1f}, in the largest step"
+def _memory(encoder: Encoder) -> str:
+    peak = peak_memory(encoder.device) / 1e9
+    if encoder.device.type == "cuda":
+        whole = torch.cuda.get_device_properties(encoder.device).total_memory / 1e9
+        merge = sum(weight.numel() * (weight.element_size() + 4) for weight in encoder.model.parameters()) / 1e9
+        return f"{peak:.1f} GB of the GPU's {whole:.1f} in the largest step, {merge:.1f} GB to merge"
     return f"{peak:.1f} GB in the largest step; leave a run {HEADROOM * peak:.1f}"

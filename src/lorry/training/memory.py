@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import resource
 import sys
-from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
+from lorry.hardware import free_memory
 from lorry.model.encoder import Encoder
 from lorry.model.tokens import TokenizedTexts
 
@@ -20,11 +19,6 @@ log = logging.getLogger("lorry")
 PROBE_TOKENS = 1024
 # Share of the free memory that activations may take; the rest is for gradients in transit and for other processes.
 SHARE = 0.6
-# Limit, use and statistics of a container's memory, by the second and the first version of control groups.
-CONTROL_GROUPS = (
-    ("memory.max", "memory.current", "memory.stat"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-)
 
 
 def tokens_that_fit(encoder: Encoder, texts: TokenizedTexts) -> int:
@@ -61,34 +55,6 @@ def bytes_kept(encoder: Encoder, texts: TokenizedTexts, rows: np.ndarray) -> int
         total = sum(kept.values())  # while the graph still holds them: no address is given out twice
     del embeddings
     return total
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the memory that this process can still take on the device, in bytes, at least 1."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return max(1, int(torch.cuda.mem_get_info(device)[0]) + unused)
-    free: list[int] = [psutil.virtual_memory().available]
-    for limit, used, statistics in CONTROL_GROUPS:  # psutil knows the machine's memory, not the container's
-        try:
-            free.append(int(_read(limit)) - int(_read(used)) + _file_cache(statistics))
-        except (OSError, ValueError):  # no such group, or no limit ("max")
-            continue
-    return max(1, min(free))
-
-
-def _file_cache(statistics: str) -> int:
-    """Return the bytes of files that the kernel keeps in the container's memory and gives up when asked."""
-    try:
-        lines = (line.split() for line in _read(statistics).splitlines())
-        found = {name: int(value) for name, value in lines}
-    except (OSError, ValueError):
-        return 0
-    return found.get("total_inactive_file", found.get("inactive_file", 0))
-
-
-def _read(name: str) -> str:
-    return Path("/sys/fs/cgroup", name).read_text("utf-8")
 
 
 def peak_memory(device: torch.device) -> int:
