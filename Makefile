@@ -9,14 +9,14 @@ BIN := .venv/bin
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 ifeq ($(shell uname -s),Linux)
   ifeq ($(shell command -v nvidia-smi),)
-    TORCH_FROM = --no-deps --retries 1 --timeout 60 --index-url $(CPU_INDEX)
+    TORCH_FROM = --retries 1 --timeout 60 --index-url $(CPU_INDEX)
   else
     TORCH ?= --require-hashes --requirement locks/cuda.txt
   endif
 endif
 TORCH ?= torch==2.13.0
 
-.PHONY: setup update train test lint test-slow test-image test-ranges homedepot quality scale bench clean
+.PHONY: setup update train test lint test-slow test-image test-ranges test-oldest test-newest homedepot quality scale bench clean
 
 setup: .venv/ready
 
@@ -40,6 +40,7 @@ update: $(BIN)/uv
 	$(LOCK) $(IMAGE) pyproject.toml --extra bundled --extra sagemaker --output-file requirements.txt
 	$(LOCK) $(IMAGE) docker/build.in --output-file docker/build.txt
 
+# Not by way of setup, which stops where the locks no longer suit pyproject.toml.
 $(BIN)/uv:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
@@ -60,19 +61,18 @@ test-slow: setup
 test-image: setup
 	$(BIN)/python -m pytest -m image tests/image
 
-# The fast tests with the oldest and with the newest libraries that pyproject.toml allows, whatever the locks say; where
-# no CPU build of such a torch can be had, PyPI's comes with all its CUDA.
-TORCH_OLDEST ?= torch==2.10.0
-TORCH_NEWEST ?= torch
-define test-range
-	$(PYTHON) -m venv --clear .venv-$(1)
-	.venv-$(1)/bin/pip install --quiet $(TORCH_FROM) $(2) || .venv-$(1)/bin/pip install --quiet $(2)
-	$(BIN)/uv pip install --quiet --python .venv-$(1) --resolution $(3) --editable '.[bundled,dev]'
-	.venv-$(1)/bin/python -m pytest
-endef
-test-ranges: setup
-	$(call test-range,oldest,$(TORCH_OLDEST),lowest-direct)
-	$(call test-range,newest,$(TORCH_NEWEST),highest)
+# The fast tests with the oldest and with the newest libraries that pyproject.toml allows, whatever the locks say. Where
+# no CPU build of such a torch can be had, uv takes PyPI's with gigabytes of CUDA.
+TORCH_oldest ?= torch==2.10.0
+TORCH_newest ?= torch
+RESOLUTION_oldest = lowest-direct
+RESOLUTION_newest = highest
+test-ranges: test-oldest test-newest
+test-oldest test-newest: test-%: setup
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/pip install --quiet --no-deps $(TORCH_FROM) $(TORCH_$*) || true
+	$(BIN)/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION_$*) --editable '.[bundled,dev]'
+	.venv-$*/bin/python -m pytest
 
 # The README's tables, on Home Depot pairs from LORRY_DATA: the default recipe, and what each loss gives.
 DATA = $(LORRY_DATA)/homedepot

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import random
 from pathlib import Path
@@ -26,6 +27,15 @@ def _one_thread():
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_logger():
+    """Put back what a command has done to the logger."""
+    log = logging.getLogger("lorry")
+    kept = log.handlers, log.level, log.propagate
+    yield
+    log.handlers, log.level, log.propagate = kept
 
 
 @pytest.fixture(autouse=True)

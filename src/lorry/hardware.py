@@ -62,12 +62,13 @@ def make_accelerator(precision: str) -> tuple[Accelerator, str]:
     """
     import torch
     from accelerate import Accelerator
+    from torch.amp.grad_scaler import GradScaler
 
     on_gpu = torch.cuda.is_available()
     taken = choose_precision(precision, torch.device("cuda" if on_gpu else "cpu"))
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no" if taken == "fp32" else taken)
     if taken == "fp16" and not on_gpu:  # accelerate scales fp16 gradients on GPUs alone; they underflow here too
-        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
+        accelerator.native_amp, accelerator.scaler = True, GradScaler("cpu")
     return accelerator, taken
 
 

@@ -42,7 +42,7 @@ def environment(device: torch.device, precision: str) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Return the installed version of every library that a result may depend on."""
-    return {name: _version(name) for name in PACKAGES}
+    return {name: _version(name) for name in PACKAGES} | {"torch": torch.__version__}  # with its build: +cu128
 
 
 def revision() -> str:
