@@ -74,7 +74,7 @@ test-oldest test-newest: test-%: setup
 	$(BIN)/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION_$*) --editable '.[bundled,dev]'
 	.venv-$*/bin/python -m pytest
 
-# The README's tables, on Home Depot pairs from LORRY_DATA: the default recipe, and what each loss gives.
+# The tables of the README and docs/benchmarks.md, on Home Depot pairs from LORRY_DATA: the default recipe, and what each loss gives.
 DATA = $(LORRY_DATA)/homedepot
 homedepot: setup
 	@test -d "$(DATA)" || { echo "set LORRY_DATA to the folder that holds homedepot/" >&2; exit 1; }
@@ -85,7 +85,7 @@ homedepot: setup
 quality: setup
 	$(BIN)/python benchmarks/quality.py
 
-# Speed and memory beside sentence-transformers and the blog post's way, in turns; best on a machine that does nothing else.
+# Speed and memory next to sentence-transformers and the loop of the blog post, in turns; best on an idle machine.
 bench: setup
 	$(BIN)/python benchmarks/throughput.py
 

@@ -1,16 +1,16 @@
-"""Who takes part in `benchmarks/throughput.py`, each in a process of its own.
+"""The contestants of `benchmarks/throughput.py`, each in a process of its own.
 
     python benchmarks/contestants.py TASK CONTESTANT FILE BATCH_SIZE PRECISION
 
-FILE is a parquet file of `query, text, gain, query_tokens, text_tokens`. The process gets ready, prints a line of JSON,
-and then, for every number of seconds that it reads, works at least that long (one step, or one pass over all texts, at
-the least) and prints what it did. All train the same adapters (rank 8, alpha 32, on query, key and value) on the same
-pairs with CoSENT.
+FILE is a parquet file of `query, text, gain, query_tokens, text_tokens`. The process prints a line of JSON when it is
+ready. Then it reads numbers of seconds; for each it works at least that long (at least one step, or one pass over all
+texts) and prints what it did. All train the same adapters (rank 8, alpha 32, on query, key and value) on the same pairs
+with CoSENT.
 
 - lorry: the project's own training step, encoder and tokeniser.
 - st: sentence-transformers with PEFT, used as its documentation shows.
-- post: the way of the blog post that Lorry began from, written anew: both sides padded to 240 tokens.
-- peak: nothing but matrix products of the sizes that such a model is made of.
+- post: the training loop of the blog post that Lorry began from, reimplemented: both sides padded to 240 tokens.
+- peak: only matrix products, of sizes that occur in such a model.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ import torch
 
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 32, "target_modules": ["query", "key", "value"]}
 POST_LENGTH = 240  # tokens to which the post pads both sides
-ENDLESS = 100_000  # epochs: the other side says when it is enough
+ENDLESS = 100_000  # epochs: throughput.py ends the process
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done."""
+    """The work of a contestant."""
 
     file: Path
     batch_size: int
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision as torch calls it."""
+        """Return the precision as torch's type."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def columns(self) -> dict[str, list[Any]]:
@@ -56,10 +56,10 @@ class Job:
 
 
 class Stopwatch:
-    """Answers the other side: works as long as told, then says what was done and waits."""
+    """Counts what is done; when the time is over it reports the counts and waits for the next turn."""
 
     def wait(self) -> None:
-        """Wait for a number of seconds; end the process where no more comes."""
+        """Wait for a number of seconds to work; end the process if there are no more."""
         line = sys.stdin.readline()
         if not line:
             sys.exit()
@@ -67,11 +67,11 @@ class Stopwatch:
         self.flop, self.wanted, self.began = 0.0, float(line), time.perf_counter()
 
     def step(self, pairs: int, tokens: float, flop_per_token: float) -> None:
-        """Count a step, or a pass.
+        """Count a step, or a pass over all texts.
 
         Args:
-            pairs: Pairs, or texts, that were done.
-            tokens: Their real tokens, without padding.
+            pairs: Its pairs or texts.
+            tokens: Their tokens, without padding.
             flop_per_token: Of the model's matrix products.
         """
         self.steps, self.pairs, self.tokens = self.steps + 1, self.pairs + pairs, self.tokens + round(tokens)
@@ -85,7 +85,7 @@ class Stopwatch:
 
 
 def main() -> None:
-    """Get ready, then work as long as told, again and again."""
+    """Run a contestant."""
     task, contestant, file, batch_size, precision = sys.argv[1:]
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -99,20 +99,20 @@ def main() -> None:
 
 
 def tell(answer: dict[str, Any]) -> None:
-    """Print a line for the process that started this one."""
+    """Print a line for `throughput.py`."""
     print(json.dumps(answer), flush=True)
 
 
 def _limit_memory() -> None:
-    """Where memory does not do, fail by ourselves rather than have the system end some process."""
+    """Raise an error when memory runs out, before the kernel kills some process."""
     total = int(Path("/proc/meminfo").read_text("utf-8").split()[1]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (int(total * 0.9), int(total * 0.9)))
 
 
 def flop_per_token(model: torch.nn.Module, *, training: bool) -> float:
-    """Return the floating-point operations that a token takes in the model's matrix products.
+    """Return the floating-point operations of the model's matrix products per token.
 
-    Two a weight in the forward pass and two more for the gradient of the input: frozen weights have none of their own.
+    Two per weight in the forward pass, and two more for the gradient of the input: frozen weights have no gradient.
     Adapters and attention, a few per cent, are not counted.
     """
     linear = [
@@ -130,7 +130,7 @@ def _base() -> Any:
 
 
 def _lorry(job: Job) -> Any:
-    """Return the pairs and their tokens, as Lorry reads them."""
+    """Return the pairs and their tokens as Lorry reads them."""
     from lorry.config import PairOptions
     from lorry.data.pairs import read_channel
     from lorry.model.tokens import tokenize
@@ -215,7 +215,7 @@ def st_train(job: Job, stopwatch: Stopwatch) -> None:
 
 
 def post_train(job: Job, stopwatch: Stopwatch) -> None:
-    """Train as the blog post does: a plain loop over padded pairs, PEFT's own layers, a pass for each side."""
+    """Train as the blog post does: a plain loop over padded pairs, PEFT's own layers, one pass for each side."""
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import AutoModel, AutoTokenizer
 
@@ -289,7 +289,7 @@ def st_encode(job: Job, stopwatch: Stopwatch) -> None:
 
 
 def lorry_tokenize(job: Job, stopwatch: Stopwatch) -> None:
-    """Tokenise the pairs as every run of Lorry does whose texts are new: once, into files."""
+    """Tokenise the pairs as a run of Lorry does when its texts are new: once, into files."""
     from lorry.model.tokens import tokenize
 
     pairs, texts = _lorry(job)
@@ -315,7 +315,7 @@ def st_tokenize(job: Job, stopwatch: Stopwatch) -> None:
 
 
 def peak(job: Job, stopwatch: Stopwatch) -> None:
-    """Multiply matrices: large square ones, and those of a small encoder's layers; the quickest kind counts."""
+    """Multiply matrices: large square ones, and those of a small encoder's layers; the fastest kind counts."""
     shapes = [(2048, 2048, 2048), (4096, 384, 1536), (4096, 1536, 384), (8192, 768, 3072)]
     pairs = [
         (torch.randn(rows, inner, dtype=job.dtype), torch.randn(inner, columns, dtype=job.dtype))

@@ -1,9 +1,11 @@
-"""What each loss gives on Home Depot, after one epoch: `make quality` writes the table that the README shows.
+"""What each loss gives on Home Depot after one epoch: `make quality` makes the table in the docs.
 
     python benchmarks/quality.py [--recipe NAME ...] [--output benchmarks/results/quality.json]
+    python benchmarks/quality.py --show benchmarks/results/quality.json      the table of an earlier run
 
-The pairs come from LORRY_DATA (default ../shared/data): `homedepot/{train,validation}`, and `stsb/sts-dev.csv` as a
-probe of what the model forgets (Spearman of general sentence similarity). The test split is not looked at here.
+The pairs come from LORRY_DATA (default ../shared/data): `homedepot/{train,validation}`, and `stsb/sts-dev.csv` to
+measure what the model forgets (Spearman correlation of general sentence similarity). The test split is not read. The
+results file is rewritten after every recipe.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import json
 import logging
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+import records
 from lorry.config import TrainConfig
 from lorry.data.pairs import read_splits
 from lorry.data.sampler import BatchSampler
@@ -36,22 +39,46 @@ from lorry.training.update import Trainer
 
 DATA = Path(os.environ.get("LORRY_DATA", "../shared/data"))
 RECIPES: dict[str, dict[str, Any]] = {
-    "cosine, the post's": {"loss": "cosine", "lr": 1e-6, "batch_size": 120},
+    "cosine, the blog post's settings": {"loss": "cosine", "lr": 1e-6, "batch_size": 120},
     "cosine": {"loss": "cosine"},
     "infonce": {"loss": "infonce"},
     "cosent": {"loss": "cosent"},
     "infonce+cosent": {"loss": "infonce+cosent"},
 }
-SHOWN = ("ndcg@10", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy")
+NAMES = {"random": "random order", "bm25": "BM25", "base": "base model"}
+COLUMNS = {
+    "nDCG@10": "ndcg@10",
+    "MRR@10": "mrr@10",
+    "ROC-AUC": "roc_auc",
+    "average precision": "average_precision",
+    "Spearman": "spearman",
+    "pair accuracy": "pair_accuracy",
+    "STS-B": "sts",
+}
 
 
 def main() -> None:
     """Train every recipe and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", action="append", help="only these; name or name:option=value,option=value")
-    parser.add_argument("--output", default="benchmarks/results/quality.json")
+    parser.add_argument("--output", default="benchmarks/results/quality.json", help="results file")
+    parser.add_argument("--show", help="print the table of an earlier run's results file, and do nothing else")
     arguments = parser.parse_args()
+    if arguments.show:
+        print(table(records.load(arguments.show)))
+        return
     logging.getLogger("lorry").setLevel(logging.WARNING)
+    record: dict[str, Any] = {}
+    try:
+        for record in measure(arguments.recipe or list(RECIPES)):
+            records.save(record, Path(arguments.output))
+    finally:  # also after Ctrl-C: what there is
+        if record:
+            print(table(record))
+
+
+def measure(recipes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Train each recipe; yield the record of all results after the base model and after every recipe."""
     home = DATA / "homedepot"
     common = TrainConfig(
         pretrained_model="bundled", train=str(home / "train"), validation=str(home / "validation"), epochs=1
@@ -59,12 +86,11 @@ def main() -> None:
     splits = read_splits(common)
     base = find_pretrained("bundled")
     texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
-    probe = _sts(base)
+    sts = _sts(base)
     accelerator, precision = make_accelerator("auto")
-
-    results: dict[str, dict[str, float]] = {}
-    results.update(scoring.baselines(splits["validation"], common.seed))
-    for name in ["base", *(arguments.recipe or RECIPES)]:
+    results: dict[str, dict[str, float]] = scoring.baselines(splits["validation"], common.seed)
+    record = {**records.new_record(precision), "results": results}
+    for name in ["base", *recipes]:
         config = common if name == "base" else dataclasses.replace(common, **_options(name))
         encoder = Encoder(base, precision, accelerator.device)
         if name != "base":
@@ -79,12 +105,8 @@ def main() -> None:
             trainer = Trainer(encoder, texts["train"], config, accelerator)
             fit(trainer, splits["train"], sampler, TrainingLog(sampler.steps), validate=lambda: (0.0, {}))
         scored = scoring.score(encoder, texts["validation"], splits["validation"], config)
-        results[name] = {**scored.metrics, "sts": probe(encoder)}
-        print(_row(name, results[name]), flush=True)
-    output = Path(arguments.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    print("\n" + table(results))
+        results[name] = {**scored.metrics, "sts": sts(encoder)}
+        yield record
 
 
 def _options(name: str) -> dict[str, Any]:
@@ -117,14 +139,13 @@ def _sts(base: Any) -> Any:
     return correlation
 
 
-def _row(name: str, block: dict[str, float]) -> str:
-    return f"| {name} | " + " | ".join(f"{block[key]:.4f}" if key in block else "" for key in (*SHOWN, "sts")) + " |"
-
-
-def table(results: dict[str, dict[str, float]]) -> str:
-    """Return the results as a Markdown table."""
-    head = "| | " + " | ".join((*SHOWN, "STS-B")) + " |\n| --- |" + " ---: |" * (len(SHOWN) + 1)
-    return "\n".join([head, *(_row(name, block) for name, block in results.items())])
+def table(record: Mapping[str, Any]) -> str:
+    """Return the results as a Markdown table, with date and machine above."""
+    rows = [
+        [NAMES.get(name, name), *(f"{block[key]:.4f}" if key in block else "" for key in COLUMNS.values())]
+        for name, block in record["results"].items()
+    ]
+    return f"{records.describe(record)}\n\n{records.markdown(['', *COLUMNS], rows)}"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What reading, tokenising and planning cost as the pairs grow: `make scale` writes the table and scale.json.
+"""What reading, tokenising and planning cost as the pairs grow: `make scale` makes the table in the docs.
 
     python benchmarks/scale.py [--pairs N ...] [--output benchmarks/results/scale.json]
+    python benchmarks/scale.py --show benchmarks/results/scale.json      the table of an earlier run
 
 N judged pairs are made up (a fifth as many unique texts, a twentieth as many queries) and written to a temporary
-folder. A fresh process then does with them what a run does before its first step, by the run's own functions, and
-tells how long each part took, how much time of all cores that was together (which says more on a busy machine), and
-the most memory it ever held.
+folder. A fresh process then does with them what a run does before its first step, by the run's own functions. It
+reports how long each part took, the CPU time of all cores (which says more on a busy machine), and its peak memory.
+The results file is rewritten after every size; a size that fails is recorded with its reason.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,12 +27,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+import records
 from lorry.config import TrainConfig
 from lorry.data.pairs import read_splits
 from lorry.data.sampler import BatchSampler
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import load_tokenizer, tokenize
 from lorry.training.batches import make_batch
+from processes import WorkerProcess
 
 SIZES = (50_000, 500_000, 5_000_000)
 PAIRS_A_QUERY = 20
@@ -40,16 +42,17 @@ PAIRS_A_TEXT = 5
 STRIDE = 7_919  # a prime, so that the pairs of a query have texts of their own
 ROWS = 200_000  # written at once
 STEPS = 200  # of which batches are timed
+TIMEOUT = 3600.0  # seconds that one size may take
 COLUMNS = {
-    "pairs": ("pairs", "{:,}"),
-    "texts": ("texts", "{:,}"),
-    "read, s": ("read_seconds", "{:.1f}"),
-    "tokenise, s": ("tokenize_seconds", "{:.1f}"),
-    "again, s": ("again_seconds", "{:.2f}"),
-    "order of an epoch, s": ("order_seconds", "{:.2f}"),
-    "batch, ms": ("batch_ms", "{:.2f}"),
-    "CPU in all, s": ("cpu_seconds", "{:.1f}"),
-    "peak, GB": ("peak_gb", "{:.2f}"),
+    "pairs": ("pairs", ",d"),
+    "texts": ("texts", ",d"),
+    "reading, s": ("read_seconds", ".1f"),
+    "tokenising, s": ("tokenize_seconds", ".1f"),
+    "tokens from the cache, s": ("again_seconds", ".2f"),
+    "ordering an epoch, s": ("order_seconds", ".2f"),
+    "one batch, ms": ("batch_ms", ".2f"),
+    "CPU time, s": ("cpu_seconds", ".1f"),
+    "peak memory, GB": ("peak_gb", ".2f"),
 }
 T = TypeVar("T")
 
@@ -58,21 +61,34 @@ def main() -> None:
     """Measure every size and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", action="append", type=int, help=f"how many; repeat for more (default: {SIZES})")
-    parser.add_argument("--output", default="benchmarks/results/scale.json")
-    parser.add_argument("--measure", help="folder of pairs that this process is to measure, and no more")
+    parser.add_argument("--output", default="benchmarks/results/scale.json", help="results file")
+    parser.add_argument("--show", help="print the table of an earlier run's results file, and do nothing else")
+    parser.add_argument("--measure", help="measure the pairs of this folder in this process, and do nothing else")
     arguments = parser.parse_args()
+    if arguments.show:
+        print(table(records.load(arguments.show)))
+        return
     if arguments.measure:
         print(json.dumps(measure(Path(arguments.measure))))
         return
-    rows = []
-    for pairs in arguments.pairs or SIZES:
-        with tempfile.TemporaryDirectory() as folder:
-            write_pairs(Path(folder) / "train", pairs)
-            command = [sys.executable, __file__, "--measure", folder]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        rows.append(json.loads(done.stdout))
-    Path(arguments.output).write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
-    print(table(rows))
+    record: dict[str, Any] = {**records.new_record("fp32"), "sizes": []}
+    try:
+        for pairs in arguments.pairs or SIZES:
+            record["sizes"].append(_measure_in_process(pairs))
+            records.save(record, Path(arguments.output))
+    finally:  # also after Ctrl-C: what there is
+        print(table(record))
+
+
+def _measure_in_process(pairs: int) -> dict[str, Any]:
+    """Return what a fresh process measures with so many pairs, or why it failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(Path(folder) / "train", pairs)
+        process = WorkerProcess([sys.executable, __file__, "--measure", folder], TIMEOUT)
+        try:
+            return process.answer() or {"pairs": pairs, "failed": process.failed}
+        finally:
+            process.end()
 
 
 def write_pairs(folder: Path, pairs: int) -> None:
@@ -156,17 +172,19 @@ def _timed(work: Callable[[], T]) -> tuple[T, float]:
 def peak_bytes() -> int:
     """Return the most memory that this process has held, of mapped files what was in memory.
 
-    Where the parent held more, getrusage would tell that.
+    Not from getrusage: that starts from the peak of the parent process.
     """
     status = Path("/proc/self/status").read_text("utf-8")
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a markdown table."""
-    lines = [f"| {' | '.join(COLUMNS)} |", "|" + " ---: |" * len(COLUMNS)]
-    lines += [f"| {' | '.join(form.format(row[name]) for name, form in COLUMNS.values())} |" for row in rows]
-    return "\n".join(lines)
+def table(record: Mapping[str, Any]) -> str:
+    """Return the results as a Markdown table, with date and machine above."""
+    rows = []
+    for size in record["sizes"]:
+        cells = [format(size[name], form) if name in size else "" for name, form in COLUMNS.values()]
+        rows.append([cells[0], size["failed"], *cells[2:]] if "failed" in size else cells)
+    return f"{records.describe(record)}\n\n{records.markdown(list(COLUMNS), rows)}"
 
 
 if __name__ == "__main__":

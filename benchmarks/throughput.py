@@ -1,31 +1,31 @@
-"""Speed and memory beside the peers, in turns on the same work: `make bench` writes the table that the README shows.
+"""Speed and memory beside other trainers, in turns on the same work: `make bench` makes the tables in the docs.
 
     python benchmarks/throughput.py [--task train …] [--rounds 5] [--seconds 5] [--output benchmarks/results/….json]
-    python benchmarks/throughput.py --show benchmarks/results/throughput.json      the table of an earlier run
+    python benchmarks/throughput.py --show benchmarks/results/throughput.json      the tables of an earlier run
 
-Every contestant is a process of its own (see `contestants.py`); they work one at a time, A B C A B C …, so that a
-machine whose speed changes is the same for all. What counts is the ratio within a round: its median, and how far it
-spread. Absolute figures of a shared machine say little.
+Each contestant is a process of its own (see `contestants.py`). They work one at a time, A B C A B C …, so that a
+machine whose speed changes is the same for all. What counts is the ratio within a round: its median and its range.
+Absolute figures of a shared machine say little.
 
-Work: titles of Home Depot (`short`), and titles, descriptions and bullet points of ESCI cut at 256 tokens (`long`; the
-sample's labels are all E, so they are drawn anew: they weigh nothing here). Both come from LORRY_DATA.
+A contestant that is killed, crashes, hangs or cannot start is recorded with its reason, and the others continue. The
+results file is rewritten after every round, so that an interrupted run keeps what it has measured.
+
+Work: titles of Home Depot (`short`), and titles, descriptions and bullet points of ESCI cut at 256 tokens (`long`; all
+labels of that sample are E, so random labels take their place: speed does not depend on them). LORRY_DATA holds both.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import platform
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -34,97 +34,109 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+import records
 from lorry.config import PairOptions
 from lorry.data.pairs import read_channel
 from lorry.hardware import choose_precision
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
+from processes import WorkerProcess
+from speed_tables import tables
 
 DATA = Path(os.environ.get("LORRY_DATA", "../shared/data"))
+CONTESTANTS = Path(__file__).with_name("contestants.py")
+LORRY = Path(sys.executable).with_name("lorry")
 COLUMNS = "product_title,product_description,product_bullet_point"
 BATCH_SIZES = (32, 120, 512)
-POST_BATCH_SIZE = 120  # the post's own; at 512 a step of it takes minutes
+POST_BATCH_SIZE = 120  # the blog post's own; at 512 one of its steps takes minutes
 FIRST_STEP_BATCH_SIZE = 120
 ENCODED_PAIRS = 2000
 
-Rounds = list[dict[str, dict[str, float]]]
+Figures = dict[str, dict[str, float]]
+"""What each contestant did in a round, by name; one that failed is missing."""
+Failures = dict[str, str]
+"""Why each contestant that failed did so."""
 
 
-class Contestant:
-    """A process that works when it is told to."""
+@dataclass(frozen=True)
+class Contest:
+    """One row of a table.
 
-    def __init__(self, task: str, name: str, file: Path, batch_size: int, precision: str) -> None:
-        script = Path(__file__).with_name("contestants.py")
-        command = [sys.executable, str(script), task, name, str(file), str(batch_size), precision]
-        self.began = time.perf_counter()
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        self.failed = ""
-        self._answer()
+    Attributes:
+        file: The pairs.
+        batch_size: As the table shows it.
+        sizes: Batch size of each contestant, by name.
+    """
 
-    def work(self, seconds: float) -> dict[str, float]:
-        """Return what was done in at least so many seconds; nothing once it failed."""
-        if self.failed or self.process.stdin is None:
-            return {}
-        self.process.stdin.write(f"{seconds}\n")
-        self.process.stdin.flush()
-        return self._answer()
+    task: str
+    file: Path
+    batch_size: int
+    sizes: dict[str, int]
 
-    def _answer(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        line = next((line for line in self.process.stdout if line.startswith("{")), "")
-        if not line and self.process.wait() == -signal.SIGKILL:  # by the kernel, which ran out of memory
-            self.failed = "out of memory"
-            return {}
-        if not line:
-            raise RuntimeError(self.process.stderr.read())
-        answer: dict[str, Any] = json.loads(line)
-        self.failed = answer.pop("error", "")
-        return answer
 
-    def end(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
+@dataclass(frozen=True)
+class Settings:
+    """How contests are run.
+
+    Attributes:
+        rounds: Rounds that count; one more goes before, to warm up.
+        seconds: Minimum length of a turn.
+        timeout: Seconds after which a contestant that does not answer has failed.
+        precision: bf16 or fp32.
+    """
+
+    rounds: int
+    seconds: float
+    timeout: float
+    precision: str
 
 
 def main() -> None:
-    """Run the tasks and print the table."""
-    tasks = {"train": training, "encode": encoding, "tokenize": tokenizing, "first_step": first_step}
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", action="append", choices=list(tasks), help="only these")
-    parser.add_argument("--work", action="append", choices=("short", "long"), help="only these")
-    parser.add_argument("--batch_size", action="append", type=int, help="only these")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that count; one more goes before")
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long a turn is at the least")
-    parser.add_argument("--output", default="benchmarks/results/throughput.json")
-    parser.add_argument("--show", help="print the tables of an earlier run")
-    arguments = parser.parse_args()
+    """Run the tasks and print their tables."""
+    arguments = _parser().parse_args()
     if arguments.show:
-        print(tables(json.loads(Path(arguments.show).read_text("utf-8"))))
+        print(tables(records.load(arguments.show)))
         return
     logging.getLogger("lorry").setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contestants are ended too
     precision = choose_precision("auto", torch.device("cpu"))
-    results: dict[str, Any] = {"machine": machine(precision), "rounds": arguments.rounds}
-    with tempfile.TemporaryDirectory() as folder:
-        works = {name: prepare(name, Path(folder)) for name in arguments.work or ("short", "long")}
-        arguments.batch_size = arguments.batch_size or list(BATCH_SIZES)
-        for task in arguments.task or tasks:
-            results[task] = tasks[task](works, precision, arguments)
-            output = Path(arguments.output)
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    print(tables(results))
+    settings = Settings(arguments.rounds, arguments.seconds, arguments.timeout, precision)
+    record, output = {**records.new_record(precision), "rounds": settings.rounds}, Path(arguments.output)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            files = [prepare(work, Path(folder)) for work in arguments.work or ("short", "long")]
+            for task in arguments.task or TASKS:
+                record[task] = []
+                for contest in TASKS[task](files, arguments.batch_size or BATCH_SIZES):
+                    _hold(contest, settings, record, output)
+    finally:  # also after Ctrl-C: what there is
+        print(tables(record))
 
 
-def machine(precision: str) -> dict[str, Any]:
-    """Return what the figures were made on."""
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {"cpu": name, "threads": torch.get_num_threads(), "torch": platform.python_version() and torch.__version__,
-            "precision": precision}  # fmt: skip
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", action="append", choices=list(TASKS), help="only this task; may be repeated")
+    parser.add_argument("--work", action="append", choices=("short", "long"), help="only these texts")
+    parser.add_argument("--batch_size", action="append", type=int, help="only this batch size in training")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count, after one to warm up")
+    parser.add_argument("--seconds", type=float, default=5.0, help="minimum length of a turn")
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds that a contestant may take to answer")
+    parser.add_argument("--output", default="benchmarks/results/throughput.json", help="results file")
+    parser.add_argument("--show", help="print the tables of an earlier run's results file, and do nothing else")
+    return parser
+
+
+def _hold(contest: Contest, settings: Settings, record: dict[str, Any], output: Path) -> None:
+    """Hold a contest and save the record after each of its rounds."""
+    row: dict[str, Any] = {"work": contest.file.stem, "batch_size": contest.batch_size, "rounds": [], "failed": {}}
+    record[contest.task].append(row)
+    play = first_steps if contest.task == "first_step" else turns
+    title = f"{contest.task} {contest.file.stem} {contest.batch_size}"
+    for number, (done, failed) in enumerate(tqdm(play(contest, settings), title, settings.rounds + 1, file=sys.stderr)):
+        row["failed"] = failed
+        if number:  # the first is for warming up
+            row["rounds"].append(done)
+        records.save(record, output)
 
 
 def prepare(name: str, folder: Path) -> Path:
@@ -154,182 +166,115 @@ def _strings(column: pa.Array, rows: np.ndarray) -> pa.Array:
     return column.take(pa.array(rows)).cast(pa.string())
 
 
-def training(works: Mapping[str, Path], precision: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Let the contestants train at every batch size."""
-    found = []
-    for work, file in works.items():
-        for batch_size in arguments.batch_size:
-            names = ["lorry", "st", *(["post"] if (work, batch_size) == ("short", POST_BATCH_SIZE) else [])]
-            rounds = compete("train", dict.fromkeys(names, batch_size), file, precision, arguments)
-            found.append({"work": work, "batch_size": batch_size, "rounds": rounds})
-    return found
+def training(files: Sequence[Path], batch_sizes: Sequence[int]) -> Iterator[Contest]:
+    """Yield contests in training, at every batch size."""
+    for file in files:
+        for size in batch_sizes:
+            names = ["lorry", "st", *(["post"] if (file.stem, size) == ("short", POST_BATCH_SIZE) else [])]
+            yield Contest("train", file, size, dict.fromkeys(names, size))
 
 
-def encoding(works: Mapping[str, Path], precision: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Let both encode some texts, each at its own batch size."""
-    found = []
-    for work, file in works.items():
-        some = file.with_name(f"{work}-some.parquet")
-        pq.write_table(pq.read_table(file).slice(0, ENCODED_PAIRS), some)
-        rounds = compete("encode", {"lorry": 256, "st": 32}, some, precision, arguments)
-        found.append({"work": work, "batch_size": 32, "rounds": rounds})
-    return found
+def encoding(files: Sequence[Path], _: Sequence[int]) -> Iterator[Contest]:
+    """Yield contests in encoding some texts, each contestant at its own batch size."""
+    for file in files:
+        part = file.parent / "part" / file.name
+        part.parent.mkdir(exist_ok=True)
+        pq.write_table(pq.read_table(file).slice(0, ENCODED_PAIRS), part)
+        yield Contest("encode", part, 32, {"lorry": 256, "st": 32})
 
 
-def tokenizing(works: Mapping[str, Path], precision: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Let both tokenise all pairs, once."""
-    return [
-        {
-            "work": work,
-            "batch_size": 120,
-            "rounds": compete("tokenize", {"lorry": 120, "st": 120}, file, precision, arguments),
-        }
-        for work, file in works.items()
-    ]
+def tokenizing(files: Sequence[Path], _: Sequence[int]) -> Iterator[Contest]:
+    """Yield contests in tokenising all pairs once."""
+    for file in files:
+        yield Contest("tokenize", file, 120, {"lorry": 120, "st": 120})
 
 
-def compete(task: str, sizes: Mapping[str, int], file: Path, precision: str, arguments: argparse.Namespace) -> Rounds:
-    """Return what each contestant did in each round; one that runs out of memory is missing from then on.
+def first_step(files: Sequence[Path], _: Sequence[int]) -> Iterator[Contest]:
+    """Yield contests from the start of the process to the end of the first step."""
+    for file in files:
+        yield Contest("first_step", file, FIRST_STEP_BATCH_SIZE, dict.fromkeys(("lorry", "st"), FIRST_STEP_BATCH_SIZE))
 
-    Args:
-        task: train, encode or tokenize.
-        sizes: Batch size of each contestant, by name.
-        file: The pairs.
-        precision: bf16 or fp32.
-        arguments: Rounds, and seconds a turn.
-    """
-    contestants = {name: Contestant(task, name, file, size, precision) for name, size in sizes.items()}
-    if task == "train":
-        contestants["peak"] = Contestant("peak", "torch", file, 1, precision)
-    rounds: Rounds = []
+
+TASKS: Mapping[str, Callable[[Sequence[Path], Sequence[int]], Iterator[Contest]]] = {
+    "train": training,
+    "encode": encoding,
+    "tokenize": tokenizing,
+    "first_step": first_step,
+}
+
+
+def turns(contest: Contest, settings: Settings) -> Iterator[tuple[Figures, Failures]]:
+    """Let the contestants work in turns; yield what they did after each round, until none is left."""
+    contestants: dict[str, WorkerProcess] = {}
     try:
-        for turn in tqdm(range(arguments.rounds + 1), f"{task} {file.stem} {max(sizes.values())}", file=sys.stderr):
-            done = {
-                name: some
-                for name, contestant in contestants.items()
-                if (some := contestant.work(1.0 if name == "peak" else arguments.seconds))
-            }
-            if turn:  # the first is for warming up
-                rounds.append(done)
+        for name, size in contest.sizes.items():
+            contestants[name] = _start(contest.task, name, contest.file, size, settings)
+        if contest.task == "train":
+            contestants["peak"] = _start("peak", "torch", contest.file, 1, settings)
+        for _ in range(settings.rounds + 1):
+            done: Figures = {}
+            for name, contestant in contestants.items():
+                contestant.tell(str(1.0 if name == "peak" else settings.seconds))
+                if figures := contestant.answer():
+                    done[name] = figures
+            failed = {name: contestant.failed for name, contestant in contestants.items() if contestant.failed}
+            yield done, failed
+            if failed.keys() >= contest.sizes.keys():
+                return
     finally:
         for contestant in contestants.values():
             contestant.end()
-    return rounds
 
 
-def first_step(works: Mapping[str, Path], precision: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time both from the start of the process to the end of the first step, every file read before."""
-    found = []
-    for work, file in works.items():
-        rounds: Rounds = []
-        for turn in tqdm(range(arguments.rounds + 1), f"first step {work}", file=sys.stderr):
-            peer = Contestant("train", "st", file, FIRST_STEP_BATCH_SIZE, precision)
-            peer.work(0)
-            took = time.perf_counter() - peer.began
-            peer.end()
-            if turn:
-                rounds.append({"lorry": {"seconds": _lorry_first_step(file)}, "st": {"seconds": took}})
-            else:
-                _lorry_first_step(file)
-        found.append({"work": work, "batch_size": FIRST_STEP_BATCH_SIZE, "rounds": rounds})
-    return found
+def _start(task: str, name: str, file: Path, batch_size: int, settings: Settings) -> WorkerProcess:
+    """Start a contestant and wait until it is ready, or has failed."""
+    command = [sys.executable, str(CONTESTANTS), task, name, str(file), str(batch_size), settings.precision]
+    contestant = WorkerProcess(command, settings.timeout)
+    contestant.answer()
+    return contestant
 
 
-def _lorry_first_step(file: Path) -> float:
+def first_steps(contest: Contest, settings: Settings) -> Iterator[tuple[Figures, Failures]]:
+    """Start both anew in every round, all files in the page cache; yield the time that each first step took."""
+    failed: Failures = {}
+    for _ in range(settings.rounds + 1):
+        done: Figures = {}
+        for name, time_one in {"st": _first_step_of_st, "lorry": _first_step_of_lorry}.items():
+            if name not in failed:
+                seconds, reason = time_one(contest.file, settings)
+                done |= {} if reason else {name: {"seconds": seconds}}
+                failed |= {name: reason} if reason else {}
+        yield done, dict(failed)
+        if failed.keys() >= contest.sizes.keys():
+            return
+
+
+def _first_step_of_st(file: Path, settings: Settings) -> tuple[float, str]:
+    """Return the seconds to the end of the first step, and why it failed."""
+    began = time.perf_counter()
+    contestant = _start("train", "st", file, FIRST_STEP_BATCH_SIZE, settings)
+    try:
+        contestant.tell("0")
+        contestant.answer()
+        return time.perf_counter() - began, contestant.failed
+    finally:
+        contestant.end()
+
+
+def _first_step_of_lorry(file: Path, settings: Settings) -> tuple[float, str]:
+    """Return the seconds to the end of the first step, and why it failed."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(Path(sys.executable).with_name("lorry")), "train", "--pretrained_model", "bundled"]
-        options = {"train": file, "label_column": "gain", "positive_threshold": 0.5, "log_every": 1, "loss": "cosent",
-                   "batch_size": FIRST_STEP_BATCH_SIZE, "model_dir": f"{folder}/model",
-                   "output_data_dir": f"{folder}/output"}  # fmt: skip
+        options = {"pretrained_model": "bundled", "train": file, "label_column": "gain", "positive_threshold": 0.5,
+                   "log_every": 1, "loss": "cosent", "batch_size": FIRST_STEP_BATCH_SIZE,
+                   "model_dir": f"{folder}/model", "output_data_dir": f"{folder}/output"}  # fmt: skip
         words = [str(item) for name, value in options.items() for item in (f"--{name}", value)]
         began = time.perf_counter()
-        with subprocess.Popen([*command, *words], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            seen = any(line.startswith("step=1/") for line in process.stdout)
-            took = time.perf_counter() - began
-            process.kill()
-    if not seen:
-        raise RuntimeError("lorry train ended before its first step")
-    return took
-
-
-def tables(results: Mapping[str, Any]) -> str:
-    """Return the results as Markdown."""
-    about = results["machine"]
-    lines = [
-        f"{about['cpu']}, {about['threads']} threads, torch {about['torch']}, {about['precision']}; "
-        f"median of {results['rounds']} rounds, in brackets the lowest and highest ratio."
-    ]
-    if "train" in results:
-        head = ["training", "pairs a batch", "Lorry, pairs/s", "ST, pairs/s", "Lorry / ST", "memory, Lorry / ST",
-                "tokens/s, Lorry", "share of peak, Lorry", "ST"]  # fmt: skip
-        lines += ["", *_table(head, [_training_row(item) for item in results["train"]])]
-        lines += [_post_line(item["rounds"]) for item in results["train"] if "post" in item["rounds"][0]]
-    names = {"encode": ("encoding", "texts/s"), "tokenize": ("tokenising", "pairs/s")}
-    for task, (name, unit) in names.items():
-        if task in results:
-            head = [name, "ST's batch", f"Lorry, {unit}", f"ST, {unit}", "Lorry / ST"]
-            lines += ["", *_table(head, [_plain_row(item) for item in results[task]])]
-    if "first_step" in results:
-        head = ["start to first step", "Lorry, s", "ST, s", "Lorry / ST"]
-        rows = [
-            [item["work"], *(f"{_median(item['rounds'], name, 'seconds'):.1f}" for name in ("lorry", "st")),
-             _ratio(item["rounds"], "st", lambda done: done["seconds"])]
-            for item in results["first_step"]
-        ]  # fmt: skip
-        lines += ["", *_table(head, rows)]
-    return "\n".join(lines)
-
-
-def _speed(done: Mapping[str, float]) -> float:
-    return done["pairs"] / done["seconds"]
-
-
-def _training_row(item: Mapping[str, Any]) -> list[str]:
-    rounds = item["rounds"]
-    row = [item["work"], str(item["batch_size"]), f"{median(_speed(r['lorry']) for r in rounds):.0f}"]
-    has_st = all("st" in done for done in rounds)
-    if has_st:
-        row += [f"{median(_speed(r['st']) for r in rounds):.1f}", _ratio(rounds, "st", _speed),
-                _ratio(rounds, "st", lambda done: done["peak_memory_bytes"])]  # fmt: skip
-    else:
-        row += ["out of memory", "", ""]
-    row.append(f"{median(r['lorry']['tokens'] / r['lorry']['seconds'] for r in rounds):,.0f}")
-    return [*row, *(_share(rounds, name) if name == "lorry" or has_st else "" for name in ("lorry", "st"))]
-
-
-def _post_line(rounds: Rounds) -> str:
-    return (
-        f"\nThe post's way, short texts, {POST_BATCH_SIZE} a batch: {median(_speed(r['post']) for r in rounds):.1f} "
-        f"pairs/s; Lorry / post {_ratio(rounds, 'post', _speed)}."
-    )
-
-
-def _plain_row(item: Mapping[str, Any]) -> list[str]:
-    rounds = item["rounds"]
-    speeds = [f"{median(_speed(done[name]) for done in rounds):,.0f}" for name in ("lorry", "st")]
-    return [item["work"], str(item["batch_size"]), *speeds, _ratio(rounds, "st", _speed)]
-
-
-def _median(rounds: Rounds, name: str, figure: str) -> float:
-    return median(done[name][figure] for done in rounds)
-
-
-def _ratio(rounds: Rounds, other: str, figure: Any) -> str:
-    ratios = [figure(done["lorry"]) / figure(done[other]) for done in rounds]
-    return f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-
-
-def _share(rounds: Rounds, name: str) -> str:
-    shares = [
-        done[name]["flop"] / done[name]["seconds"] / (done["peak"]["flop"] / done["peak"]["steps"]) for done in rounds
-    ]
-    return f"{median(shares):.0%}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
+        process = WorkerProcess([str(LORRY), "train", *words], settings.timeout)
+        try:
+            process.line("step=1/")
+            return time.perf_counter() - began, process.failed
+        finally:
+            process.end()
 
 
 if __name__ == "__main__":

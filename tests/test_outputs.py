@@ -220,6 +220,14 @@ def test_a_second_run_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     assert files(tmp_path) == set()
 
 
+def test_a_folder_in_which_nothing_was_written_goes_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "new"):
+        with claimed(tmp_path / name, "--model_dir"):
+            assert (tmp_path / name).is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize("name", ["train", "validation", "test", "output_data_dir", "checkpoint_dir"])
 def test_a_folder_inside_model_dir_is_refused(tmp_path, name):
     for place in ("model", "model/inside", "other/../model/x"):

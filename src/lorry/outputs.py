@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,15 @@ def check_space(needs: dict[Path, int]) -> None:
 
 @contextmanager
 def claimed(folder: Path, option: str) -> Iterator[None]:
-    """Keep `folder` for this run as long as the block runs.
+    """Keep `folder` for this run as long as the block runs; make it, and remove it again where nothing was written.
 
     The lock is the kernel's and belongs to the process, so that a killed run leaves none behind.
 
     Raises:
-        UserError: Another run has it.
+        UserError: It cannot be written, or another run has it.
     """
+    created = not folder.exists()
+    check_writable(folder, option)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -146,6 +148,9 @@ def claimed(folder: Path, option: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+        if created:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def recover(model_dir: Path) -> bool:

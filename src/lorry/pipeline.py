@@ -27,7 +27,6 @@ from lorry.outputs import (
     check_apart,
     check_model_dir,
     check_space,
-    check_writable,
     claimed,
     recover,
     staging,
@@ -71,7 +70,6 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
     with ExitStack() as claims:
         for option in ("model_dir", "output_data_dir", "checkpoint_dir"):
             if folder := getattr(config, option):
-                check_writable(Path(folder), f"--{option}")
                 claims.enter_context(claimed(Path(folder), f"--{option}"))
         if recover(model_dir):
             log.info("%s: put in place the finished model of a run that was killed", model_dir)

@@ -374,7 +374,7 @@ def refused(runs, changes, says):
     assert ended.code == 1
     assert says in ended.lines[-1], ended.lines[-1]
     assert "--checkpoint_dir" in ended.lines[-1]
-    assert not any(runs.model("stopped").iterdir())
+    assert not runs.model("stopped").exists()
     assert {path: path.read_bytes() for path in runs.kept("stopped").rglob("*") if path.is_file()} == before
 
 
@@ -390,7 +390,7 @@ def test_what_does_not_change_training_may_differ(stopped, whole, tmp_path):
 
 def test_on_stop_checkpoint_leaves_no_model(runs):
     assert runs.run("stopped", stop_at=3, on_stop="checkpoint").code == 0
-    assert not any(runs.model("stopped").iterdir())
+    assert not runs.model("stopped").exists()
     assert not list(runs.folder.rglob(".lorry-*"))
     assert log_of(runs.output("stopped"))[-1]["step"] == 2
 
@@ -426,4 +426,4 @@ def test_a_stop_before_training_ends_well_and_leaves_nothing(runs):
     assert ended.code == 0
     assert "SIGTERM received: stopping\n" in ended.output
     assert "stopped at step 0" in ended.output
-    assert not any(runs.model("early").iterdir())
+    assert not runs.model("early").exists()

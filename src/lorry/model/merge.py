@@ -80,7 +80,10 @@ def merge(folder: Path, encoder: Encoder, probe: TokenSequences) -> MergeProof:
     if not proof.reload_gap <= MAX_RELOAD_GAP:
         raise MergeError(f"the model read back differs from the one in memory by {proof.reload_gap:.2g}")
     if torch.equal(merged_ND, before_ND):
-        raise UserError("the merged model equals its base: nothing was learnt", "Raise lr or epochs.")
+        raise UserError(
+            "the merged model equals its base: nothing was learnt",
+            "Raise lr, epochs or batch_size: a step learns by comparing the pairs of its batch.",
+        )
     return proof
 
 
