@@ -1,17 +1,21 @@
 # The image: one container for `docker run`, a SageMaker training job and plain boto3.
 #
-#   docker build --tag lorry .                        torch as locked: CUDA 12.8, any driver from 525 on
+#   make image                                        torch as locked: CUDA 12.8, any driver from 525 on
 #   docker build --build-arg TORCH_VERSION=2.14.0 .   another torch (2.11 and later bring CUDA 13: driver 580 or newer)
 #
-# Three stages: `builder` makes the environment (the only one with a compiler), `wheel` packs this package, and the
-# last takes what the two leave. The largest libraries come first and the package last, so that a change in src/ is
-# built and pushed in seconds.
+# `make image` passes the version and the git revision, which lorry.json shows.
+#
+# There are three stages: `builder` makes the environment (only it has a compiler and an installer), `package` adds this
+# package, and the last stage copies what the two leave. The largest libraries come first and the package last, so that
+# a change in src/ is built and pushed in seconds.
 ARG BASE_IMAGE=debian:trixie-slim
 
 FROM ${BASE_IMAGE} AS python
+# No program may give its user more rights than the container has: no setuid or setgid bit stays.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf/*-old /var/log/apt /var/log/*.log
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf/*-old /var/log/apt /var/log/*.log \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 
 
 FROM python AS builder
@@ -36,11 +40,15 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && sh /build/slim.sh /opt/venv /layers
 
 
-FROM builder AS wheel
+FROM builder AS package
 WORKDIR /package
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN uv build --quiet --offline --wheel --no-build-isolation --python /opt/build/bin/python --out-dir /dist
+RUN uv build --quiet --offline --wheel --no-build-isolation --python /opt/build/bin/python --out-dir /dist \
+    && uv venv --quiet --python /usr/bin/python3 /opt/venv \
+    && uv pip install --quiet --offline --no-deps --compile-bytecode --python /opt/venv /dist/*.whl \
+    && mkdir /layer && cd / && cp --archive --parents opt/venv/bin/lorry opt/venv/lib/python3.*/site-packages/lorry* /layer
+COPY --chmod=755 docker/train /layer/opt/venv/bin/train
 
 
 FROM python
@@ -63,9 +71,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     MPLCONFIGDIR=/tmp/matplotlib \
     XDG_CACHE_HOME=/tmp/cache
 
-COPY --chmod=755 docker/train /opt/venv/bin/train
-RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    pip install --quiet --no-cache-dir --no-deps --no-index --root-user-action ignore /dist/*.whl
+COPY --from=package /layer/ /
 
 CMD ["train"]
 

@@ -16,7 +16,7 @@ ifeq ($(shell uname -s),Linux)
 endif
 TORCH ?= torch==2.13.0
 
-.PHONY: setup update train test lint test-slow test-image test-ranges test-oldest test-newest homedepot quality scale bench clean
+.PHONY: setup update train test lint test-slow test-image image sbom audit test-ranges test-oldest test-newest homedepot quality scale bench clean
 
 setup: .venv/ready
 
@@ -60,6 +60,27 @@ test-slow: setup
 # Builds the image and runs it; needs a Docker engine.
 test-image: setup
 	$(BIN)/python -m pytest -m image tests/image
+
+# Builds the image, with its version and git revision in it; `make TAG=lorry:mine image` gives it another name.
+TAG ?= lorry
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)$(if $(shell git status --porcelain 2>/dev/null),-dirty)
+image:
+	DOCKER_BUILDKIT=1 docker build --tag $(TAG) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) .
+
+# Lists the packages in the image as CycloneDX JSON.
+SBOM ?= runs/sbom
+sbom: $(BIN)/uv
+	docker/sbom.sh $(BIN)/uv $(TAG) $(SBOM)
+
+# Looks for known vulnerabilities of all locked packages; needs a network.
+AUDIT = $(BIN)/uv tool run --quiet pip-audit@2.10.1 --vulnerability-service osv --progress-spinner off --disable-pip
+audit: $(BIN)/uv
+	@for lock in requirements.txt docker/build.txt locks/dev.txt locks/cuda.txt; do \
+	  said=$$($(AUDIT) --require-hashes --requirement $$lock 2>&1); code=$$?; \
+	  case $$said in *ConnectionError*) said="the advisory database cannot be reached. Check the network.";; esac; \
+	  echo "$$lock: $$said"; test $$code = 0 || exit 1; \
+	done
 
 # The fast tests with the oldest and with the newest libraries that pyproject.toml allows, whatever the locks say. Where
 # no CPU build of such a torch can be had, uv takes PyPI's with gigabytes of CUDA.

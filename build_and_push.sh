@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the image and pushes it to Amazon ECR, from where SageMaker takes it.
+# Builds the image and pushes it to Amazon ECR, where SageMaker gets it.
 # shellcheck disable=SC2016  # back quotes in messages are commands to read, not to run
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -9,8 +9,8 @@ usage() {
   cat <<'TEXT'
 usage: ./build_and_push.sh [image-name] [--tag T] [--region R] [--platform P] [--immutable] [--dry-run]
 
-Builds the image and pushes it to Amazon ECR as <version>-<git revision> and latest. The last line, alone on standard
-output, is the URI to give SageMaker:   image=$(./build_and_push.sh)
+Builds the image and pushes it to Amazon ECR as <version>-<git revision> and, unless files have changes that are not
+committed, as latest. The last line, alone on standard output, is the URI for SageMaker:   image=$(./build_and_push.sh)
 
   image-name      repository in ECR (default: lorry); created where missing, with a scan of every push
   --tag T         one more tag
@@ -55,7 +55,7 @@ die_of_aws() {
 die_of_docker() {
   case $2 in
     *"permission denied"*"docker"*"sock"* | *"ermission denied while trying to connect"*)
-      die "you may not use the Docker engine" 'Add yourself to its group (`sudo usermod -aG docker $USER`), log in anew.' ;;
+      die "you may not use the Docker engine" 'Add yourself to its group (`sudo usermod -aG docker $USER`), log in again.' ;;
     *"annot connect"* | *"failed to connect"* | *"no such host"* | *"connection refused"*)
       die "$1: $2" "Check the network and that the Docker engine runs." ;;
     *immutable*) die "$1: $2" "Commit your changes, so that the tag is a new one, or give another --tag." ;;
@@ -140,19 +140,20 @@ find_repository() {
   fi
 }
 
-# Sets tags, the one that names this very source first, and revision.
+# Sets tags, the one that names this very source first, and the arguments of the build.
 name_tags() {
-  local version short
+  local version revision short
   version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml | head -n 1)
   [[ -n $version ]] || die "pyproject.toml has no version" 'Put version = "..." into its [project] table.'
   revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
   short=$(git rev-parse --short=7 HEAD 2>/dev/null || echo unknown)
   if [[ -n $(git status --porcelain 2>/dev/null) ]]; then
     revision+=-dirty short+=-dirty
-    say "the working tree has changes that are not committed: the tag ends in -dirty"
   fi
   tags=("$version-$short")
-  if [[ $mutability == IMMUTABLE ]]; then
+  if [[ $short == *-dirty ]]; then
+    say "the working tree has changes that are not committed: the tag ends in -dirty, and latest is left alone"
+  elif [[ $mutability == IMMUTABLE ]]; then
     say "the tags of $name are immutable: latest is left alone"
   else
     tags+=(latest)

@@ -1,17 +1,18 @@
 #!/bin/sh
-# Takes out of the environment what training never uses, compiles the rest to bytecode, and parts it into layers.
+# Removes from the environment what training never uses, compiles the rest to bytecode, and divides it into layers.
 #
 #   slim.sh /opt/venv /layers
 #
 # leaves /layers/{nvidia,torch,rest}, each a tree from the root: largest and least often changed first, so that an
-# update of one small package does not push or pull the CUDA libraries again. What may go is decided by one rule:
-# every library of torch still finds all its own (tests/image/test_contents.py asks `ldd`).
+# update of one small package does not push or pull the CUDA libraries again. One rule decides what may go: every
+# library of torch still finds all libraries that it needs (tests/image/test_contents.py runs `ldd`).
 set -eu
 venv=$1 layers=$2
 site=$(echo "$venv"/lib/python3.*/site-packages)
 
-# Triton compiles kernels with a C compiler, which the image has not; the rest is torch's door to hand-written CUDA.
-uv pip uninstall --quiet --python "$venv" triton cuda-bindings cuda-pathfinder
+# Triton compiles kernels with a C compiler, which the image does not have; the packages beside it are for CUDA code
+# written by hand. Nothing is installed or built in the image, so the installers go too.
+uv pip uninstall --quiet --python "$venv" triton cuda-bindings cuda-pathfinder pip setuptools
 
 # Parts of the CUDA libraries for several GPUs in one call, for kernels compiled by hand, and for profilers.
 for file in libcusolverMg.so libnvrtc.alt.so libnvrtc-builtins.alt.so libnvblas.so libcufftw.so libnvperf_host.so \
@@ -26,7 +27,7 @@ find "$site" \( -name '*.a' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -
 find "$site" -type d \( -name tests -o -path '*/joblib/test' \) -prune -exec rm -rf {} +
 find "$site/torch/bin" -type f ! -name torch_shm_manager -delete
 find "$site" -type d -empty -delete
-rm -f "$venv"/bin/activate* "$venv"/bin/*.bat
+rm -f "$venv"/bin/activate* "$venv"/bin/*.bat "$venv/.lock"
 
 "$venv/bin/python" -m compileall -q -j 0 "$site"
 

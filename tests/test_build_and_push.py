@@ -113,12 +113,17 @@ def test_more_options(shop):
     assert all("--region us-east-2" in call for call in shop.called("aws"))
 
 
-def test_uncommitted_changes_show_in_tag_and_revision(shop):
-    (shop.clone / "new.py").write_text("")
-    done = shop.run()
-    assert done.stdout.endswith(f"{shop.revision[:7]}-dirty\n")
+@pytest.mark.parametrize("change", ["new", "changed"])
+def test_uncommitted_changes_show_in_tag_and_revision_and_do_not_move_latest(shop, change):
+    with (shop.clone / ("new.py" if change == "new" else "pyproject.toml")).open("a") as file:
+        file.write("\n")
+    done = shop.run("--tag", "mine")
+    uri = f"{REPOSITORY}:1.2.3-{shop.revision[:7]}-dirty"
+    assert done.stdout == f"{uri}\n"
     assert f"REVISION={shop.revision}-dirty" in shop.called("docker buildx build --load")[0]
     assert "not committed" in done.stderr
+    assert shop.called("docker push") == [f"docker push {uri}", f"docker push {REPOSITORY}:mine"]
+    assert ":latest" not in shop.calls.read_text()
 
 
 def test_what_the_registry_has_is_not_pushed_again(shop):
@@ -181,7 +186,7 @@ def says(text):
 
 
 @pytest.mark.parametrize(
-    ("answer", "text", "cause", "mend"),
+    ("answer", "text", "cause", "hint"),
     [
         ("docker-info", says("Cannot connect to the Docker daemon"), "engine does not answer", "systemctl start"),
         ("docker-info", says("permission denied while trying to connect"), "may not use the Docker engine", "usermod"),
@@ -210,23 +215,23 @@ def says(text):
         ("docker-push", says("tag invalid: cannot be overwritten, it is immutable"), "immutable", "--tag"),
     ],
 )
-def test_a_failure_is_one_line_with_the_mend(shop, answer, text, cause, mend):
+def test_a_failure_is_one_line_with_a_hint(shop, answer, text, cause, hint):
     shop.answer(answer, text)
-    refused(shop.run(), cause, mend)
+    refused(shop.run(), cause, hint)
 
 
-def refused(done, cause, mend):
+def refused(done, cause, hint):
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1
     assert done.stdout == ""
     assert last.startswith("error: ")
     assert cause in last
-    assert mend in last
+    assert hint in last
     assert done.stderr.count("error: ") == 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "cause", "mend"),
+    ("arguments", "cause", "hint"),
     [
         (["--fast"], "no option --fast", "--help"),
         (["--tag"], "--tag has no value", "VALUE"),
@@ -236,8 +241,8 @@ def refused(done, cause, mend):
         (["a", "b"], "two image names, a and b", "one"),
     ],
 )
-def test_wrong_arguments(shop, arguments, cause, mend):
-    refused(shop.run(*arguments), cause, mend)
+def test_wrong_arguments(shop, arguments, cause, hint):
+    refused(shop.run(*arguments), cause, hint)
 
 
 @pytest.mark.parametrize("tool", ["docker", "aws"])

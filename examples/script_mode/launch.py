@@ -5,7 +5,7 @@
 
 puts train.py, requirements.txt and Lorry's wheel together, starts one ml.g4dn.xlarge and does not wait. The container
 installs the requirements first, some minutes each time, and hands no SIGTERM to the script, so a stopped job leaves no
-checkpoint: for more than a try-out take the image (../sagemaker_v2.py, ../sagemaker_v3.py).
+checkpoint. For more than a trial use the image (../sagemaker_v2.py, ../sagemaker_v3.py).
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     pytest -m image tests/image
 
-builds `lorry:test` from the working tree and needs a Docker engine. Where one can be had and is not there, the tests
-fail: they are not passed over in silence.
+builds `lorry:test` from the working tree and needs a Docker engine. The tests fail where no engine answers; they are
+skipped only for an ordinary user without a docker command.
 """
 
 import os
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from engine import ROOT, TAG, Job, build, docker
+from engine import ROOT, TAG, Job, build, docker, git
 
 
 def pytest_collection_modifyitems(items):
@@ -50,3 +50,18 @@ def pairs(tmp_path_factory):
 @pytest.fixture
 def job(image, tmp_path):
     return Job(tmp_path / "ml", image)
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory):
+    """The working tree as it is, committed in a repository of its own: a clean tree whose layers are built already."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--message", "x")
+    return folder

@@ -30,6 +30,11 @@ def docker(*arguments, check=True, **more):
     return done
 
 
+def git(folder, *arguments):
+    """Run git in a folder and return its output."""
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
 def build(*arguments, folder=ROOT):
     return docker("build", "--progress", "plain", *arguments, folder)
 

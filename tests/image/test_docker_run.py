@@ -39,6 +39,31 @@ def test_no_data_is_one_line_that_says_what_to_mount(image):
     assert "docker run -v" in line
 
 
+def test_a_read_only_container_without_temporary_files_is_one_line(image):
+    done = run(image, "train", options=["--read-only"])
+    assert done.returncode == 1
+    assert (
+        done.stdout == "error: no temporary file can be written: /tmp is read-only. Add --tmpfs /tmp to docker run.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mounted", "place", "said"),
+    [
+        ("train", "data", "there are pairs in /opt/ml/input/data (shopping_queries_dataset_examples.parquet"),
+        ("", "data/train", "/opt/ml/input/data/train holds no files, only folders: train. Mount it at"),
+        ("", "", "there is /opt/ml/input/train, but no /opt/ml/input/data/train. Mount the folder of train"),
+        ("train/shopping_queries_dataset_examples.parquet", "data/train", "/opt/ml/input/data/train is a file. Mount"),
+        ("absent", "data/train", "/opt/ml/input/data/train is empty. Check the path before the colon of -v"),
+        ("train", "data/trian", "there is a channel trian, but none train. Did you mean train?"),
+    ],
+)
+def test_a_wrong_mount_is_named(image, pairs, mounted, place, said):
+    done = run(image, "train", options=["--volume", f"{pairs.parent / mounted}:/opt/ml/input/{place}"])
+    assert done.returncode == 1
+    assert said in done.stdout.splitlines()[-1]
+
+
 def test_trains_with_two_mounts_and_no_file(image, mounts, tmp_path):
     done = run(
         image,
@@ -70,19 +95,79 @@ def test_an_ordinary_user_on_a_read_only_file_system(image, mounts, tmp_path):
     os.chown(tmp_path / "model", 1234, 1234)
     done = run(image, "train", *BUNDLED, options=[*mounts, "--user", "1234:1234", "--read-only", "--tmpfs", "/tmp"])
     assert done.returncode == 0, done.stdout
-    assert "mount a folder at /opt/ml/output" in done.stdout
+    assert "the report will be lost with this container" in done.stdout
+    assert "report: /tmp/lorry-output-" in done.stdout
     written = tmp_path / "model" / "model.safetensors"
     assert written.stat().st_uid == 1234
 
 
-def test_a_model_that_would_be_lost_is_told(image, pairs):
-    done = run(image, "train", "--epochs", "none", options=["--volume", f"{pairs}:/opt/ml/input/data/train:ro"])
+@pytest.mark.parametrize("lost", ["model", "output", "checkpoints"])
+def test_what_would_be_lost_with_the_container_is_told_at_the_start(image, pairs, tmp_path, lost):
+    options = ["--volume", f"{pairs}:/opt/ml/input/data/train:ro"]
+    for name in ("model", "output", "checkpoints"):
+        (tmp_path / name).mkdir()
+        # Memory is a mount too, and is lost.
+        options += ["--tmpfs", f"/opt/ml/{name}"] if name == lost else ["--volume", f"{tmp_path / name}:/opt/ml/{name}"]
+    done = run(image, "train", "--pretrained_model", "/nowhere", options=options)
+    what = "report" if lost == "output" else lost
+    hint = f"mount a folder (-v /path/to/{lost}:/opt/ml/{lost})"
+    assert done.stdout.splitlines()[0] == f"warning: the {what} will be lost with this container: {hint}"
+    assert done.stdout.count("will be lost") == 1
+
+
+@pytest.mark.parametrize("name", ["model", "output", "checkpoints"])
+@pytest.mark.parametrize(
+    ("owner", "options", "hint"),
+    [
+        (0, ["--user", "1234:1234"], "sudo chown -R 1234 /path/to/{}), or leave out --user."),
+        (1234, ["--cap-drop", "ALL"], 'or start the container as its owner: --user "$(id -u):$(id -g)".'),
+        (0, [":ro"], "Mount it without :ro (-v /path/to/{0}:/opt/ml/{0})."),
+    ],
+    ids=["another user", "no capabilities", "read-only"],
+)
+def test_a_mounted_folder_that_cannot_be_written_is_told_at_the_start(
+    image, pairs, tmp_path, name, owner, options, hint
+):
+    mounts = ["--volume", f"{pairs}:/opt/ml/input/data/train:ro"]
+    for folder in ("model", "output", "checkpoints"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder).chmod(0o755 if folder == name else 0o777)
+        read_only = ":ro" if folder == name and options == [":ro"] else ""
+        mounts += ["--volume", f"{tmp_path / folder}:/opt/ml/{folder}{read_only}"]
+    os.chown(tmp_path / name, owner, owner)
+    done = run(image, "train", *BUNDLED, options=[*mounts, *(options if options != [":ro"] else [])])
     assert done.returncode == 1
-    assert "epochs is 'none'" in done.stdout
-    done = run(
-        image, "train", "--pretrained_model", "/nowhere", options=["--volume", f"{pairs}:/opt/ml/input/data/train:ro"]
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith(f"error: /opt/ml/{name}")
+    assert last.endswith(hint.format(name))
+    assert "running on" not in done.stdout, "before anything is computed"
+
+
+def test_outputs_that_are_not_mounted_need_root(image, pairs):
+    mounts = ["--volume", f"{pairs}:/opt/ml/input/data/train:ro", "--user", "1234:1234"]
+    done = run(image, "train", *BUNDLED, options=mounts)
+    assert done.returncode == 1
+    last = done.stdout.splitlines()[-1]
+    assert last == (
+        "error: /opt/ml/model cannot be written: Permission denied. "
+        "Mount a folder there: -v /path/to/model:/opt/ml/model."
     )
-    assert "the model will be lost with this container: mount a folder (-v /path/to/model:/opt/ml/model)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("train >/dev/full", "error: standard output cannot be written: [Errno 28] No space left on device\n"),
+        ("train | head -n 0; exit ${PIPESTATUS[0]}", ""),
+    ],
+)
+def test_a_log_that_takes_no_more_lines_ends_the_run(image, mounts, tmp_path, script, said):
+    (tmp_path / "output").mkdir()
+    options = [*mounts, "--volume", f"{tmp_path / 'output'}:/opt/ml/output", "--env", "LORRY_PRETRAINED_MODEL=bundled"]
+    done = run(image, "bash", "-c", script, options=options)
+    assert done.returncode == 1
+    assert done.stdout == said
+    assert "standard output cannot be written" in (tmp_path / "output" / "failure").read_text()
 
 
 def test_the_default_model_without_network_is_one_line_with_the_way_out(image, mounts):

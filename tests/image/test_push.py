@@ -12,13 +12,12 @@ import socket
 import subprocess
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
+from engine import git
 from moto.server import ThreadedMotoServer
 
 pytestmark = pytest.mark.image
-ROOT = Path(__file__).parents[2]
 MANIFESTS = "application/vnd.docker.distribution.manifest.v2+json, application/vnd.oci.image.manifest.v1+json"
 
 
@@ -89,21 +88,6 @@ def environment(registry, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """The working tree as it is, committed in a repository of its own: a clean tree whose layers are built already."""
-    folder = tmp_path_factory.mktemp("clone")
-    listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
-    for name in filter(None, listed):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    git(folder, "init", "--quiet")
-    git(folder, "add", ".")
-    git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "--message", "x")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pushed(registry, environment, clone):
     """The first run; the tags that it made are taken off again at the end."""
     done = push(clone, environment)
@@ -111,10 +95,6 @@ def pushed(registry, environment, clone):
     yield done
     for tag in (done.stdout.strip(), f"{registry.host}/lorry:latest"):
         docker("rmi", tag, check=False)
-
-
-def git(folder, *arguments):
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def docker(*arguments, check=True):

@@ -1,8 +1,11 @@
-"""SIGTERM in mid-training: a checkpoint, exit code 0, and a second run that ends as if nothing had happened."""
+"""SIGTERM in training: a checkpoint, exit code 0, and a second run that ends with the same weights; before it: exit."""
 
+import contextlib
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -69,11 +72,33 @@ def stop_in_training(job, pairs, hyperparameters):
     return log
 
 
-def test_a_stop_before_training_is_heard_too(job, pairs):
-    job.configure(RUN)
+@contextlib.contextmanager
+def busy_machine():
+    """Keep every core busy, so that a start takes long."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+@pytest.mark.parametrize("seconds", [0, 0.2, 0.5, 1, 2, 4, 6, 8])
+@pytest.mark.parametrize("way", ["sagemaker", "docker"])
+def test_a_stop_at_any_moment_of_the_start_is_heard(job, pairs, way, seconds):
+    """Process 1 gets no signal without a handler, and would be killed after the ten seconds that Docker grants."""
+    if way == "sagemaker":
+        job.configure(RUN | {"epochs": "100"})
     job.channel(pairs)
-    container = job.start()
-    wait_for(container, "running on")
-    _, code, log = stop(container)
-    assert code == 0, log
-    assert not job.model.exists() or not list(job.model.iterdir())
+    with busy_machine():
+        container = job.start(*(["--pretrained_model", "bundled", "--epochs", "100"] if way == "docker" else []))
+        time.sleep(seconds)
+        began = time.monotonic()
+        docker("stop", container)
+        print(f"{way}, {seconds} s: docker stop took {time.monotonic() - began:.1f} s")  # noqa: T201
+    log, code = docker("logs", container).stdout, docker("wait", container).stdout.strip()
+    docker("rm", container)
+    assert code == "0", log
+    assert "SIGTERM received" in log
+    assert not (job.output / "failure").exists()

@@ -1,5 +1,6 @@
 """Which modules get adapters, and the fused product against PEFT's own layers."""
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -8,7 +9,12 @@ from transformers import AutoModel, BertConfig, PretrainedConfig
 
 from lorry.errors import UserError
 from lorry.model import lora
+from lorry.model.encoder import Encoder
+from lorry.model.packing import TokenSequences
+from lorry.model.pretrained import find_pretrained
 
+CPU = torch.device("cpu")
+LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "seed": 0}
 EXPECTED = {
     "bert": [f"encoder.layer.{i}.attention.self.{name}" for i in (0, 1) for name in ("query", "key", "value")],
     "roberta": [f"encoder.layer.{i}.attention.self.{name}" for i in (0, 1) for name in ("query", "key", "value")],
@@ -82,6 +88,53 @@ def test_targets_may_be_named(tiny_model):
         f"encoder.layer.{i}.{name}" for i in (0, 1) for name in ("attention.output.dense", "intermediate.dense")
     ]
     assert lora.find_targets(model, "encoder.layer.1.attention.self.key") == ["encoder.layer.1.attention.self.key"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("encoder.layer.*.attention.self.query", ["layer.0.attention.self.query", "layer.1.attention.self.query"]),
+        ("layer.1.*.self.key", ["layer.1.attention.self.key"]),
+        ("*.self.quer*", ["layer.0.attention.self.query", "layer.1.attention.self.query"]),
+        ("layer.0.intermediate.*", ["layer.0.intermediate.dense"]),
+    ],
+)
+def test_a_star_stands_for_any_part_of_a_name(tiny_model, asked, found):
+    assert lora.find_targets(load(tiny_model("bert")), asked) == [f"encoder.{name}" for name in found]
+
+
+@pytest.mark.parametrize("asked", ["encoder.*.query", "layer.*.attention", "self.quer"])
+def test_a_star_stands_for_no_more_than_a_part(tiny_model, asked):
+    with pytest.raises(UserError, match="matches no linear module"):
+        lora.find_targets(load(tiny_model("bert")), asked)
+
+
+def test_a_star_alone_is_every_linear_module(tiny_model):
+    assert len(lora.find_targets(load(tiny_model("bert")), "*")) == 2 * 6 + 1
+
+
+def test_every_ending_that_an_error_offers_works_when_given_back(tiny_model, kind):
+    """Gets adapters that learn: nothing is offered that no embedding depends on, such as BERT's pooler."""
+    base = find_pretrained(str(tiny_model(kind)))
+    with pytest.raises(UserError, match="lora_targets nonsense matches no linear module") as caught:
+        Encoder(base, "fp32", CPU).add_lora(**LORA, targets="nonsense")
+    offered = caught.value.hint.removeprefix("Give lora_targets as endings of: ").rstrip(".").split(", ")
+    assert len(offered) > 3
+    assert not any("pooler" in ending for ending in offered)
+    texts = TokenSequences(np.array([5, 6, 7, 8, 9]), np.array([3, 2]))
+    for ending in offered:
+        encoder = Encoder(base, "fp32", CPU)
+        encoder.add_lora(**LORA, targets=ending)
+        (encoder.embed(texts) * torch.linspace(-1, 1, encoder.width)).sum().backward()
+        learning = [name for name, weight in encoder.adapters().items() if "lora_B" in name and weight.grad.any()]
+        assert len(learning) == len(encoder.adapters()) // 2 >= 1, ending
+
+
+def test_an_ending_that_the_pooler_shares_does_not_reach_it(tiny_model):
+    encoder = Encoder(find_pretrained(str(tiny_model("bert"))), "fp32", CPU)
+    encoder.add_lora(**LORA, targets="dense")
+    assert len(encoder.adapters()) == 2 * 6
+    assert not any("pooler" in name for name in encoder.adapters())
 
 
 @pytest.mark.parametrize("asked", ["q_proj", "query,q_proj", "ery", "layer"])
@@ -162,7 +215,8 @@ def test_frozen_weights_get_no_gradient():
 
 
 def test_attach_takes_rank_alpha_and_targets(tiny_model):
-    model = lora.attach(load(tiny_model("bert")), rank=3, alpha=9.0, dropout=0.25, targets="query")
+    model = load(tiny_model("bert"))
+    model = lora.attach(model, rank=3, alpha=9.0, dropout=0.25, targets=lora.find_targets(model, "query"))
     layer = model.get_submodule("base_model.model.encoder.layer.0.attention.self.query")
     assert layer.lora_A["default"].weight.shape == (3, 32)
     assert layer.scaling["default"] == 3.0

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -48,8 +46,12 @@ def old(flag, *, dimension=32):
 
 def test_a_plain_folder_gets_mean_pooling_and_unit_length(model):
     assert find_pretrained(str(model)) == PretrainedModel(
-        str(model), model, "mean", True, "", "", 64, False, {}, "bert"
+        str(model), model, "mean", True, "", "", 64, False, {}, "bert", vocabulary(model)
     )
+
+
+def vocabulary(folder):
+    return json.loads((folder / "config.json").read_text())["vocab_size"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_the_longest_text(model, own, asked, found):
     assert find_pretrained(str(model), asked).max_length == found
 
 
-@pytest.mark.parametrize(("own", "found"), [(20, 20), (1_000_000_000_000_000_019_884_624_838_656, 64)])
+@pytest.mark.parametrize(("own", "found"), [(20, 20), (1_000_000_000_000_000_019_884_624_838_656, 64), (1e30, 64)])
 def test_the_longest_text_as_the_tokenizer_has_it(model, own, found):
     add_sentence_files(model, old("mean_tokens"), sentence={})
     settings = json.loads((model / "tokenizer_config.json").read_text())
@@ -160,6 +162,12 @@ def test_a_text_longer_than_the_model_is_refused(tiny_model, kind):
         find_pretrained(folder, 65)
 
 
+@pytest.mark.parametrize("asked", [65, 10**9, 10**40])
+def test_a_maximum_length_beyond_the_model_is_refused_however_large(model, asked):
+    with pytest.raises(UserError, match=f"max_length is {asked}. This model has 64 positions"):
+        find_pretrained(str(model), asked)
+
+
 @pytest.mark.parametrize("lower", [True, False])
 def test_lower_case(model, lower):
     add_sentence_files(model, old("mean_tokens"), sentence={"max_seq_length": 20, "do_lower_case": lower})
@@ -177,8 +185,9 @@ def test_what_sentence_transformers_saves_today_is_read(tiny_model, tmp_path):
             SentenceTransformer(str(source)).save(str(target))
             found = find_pretrained(str(target))
             assert found == PretrainedModel(
-                str(target), target, pooling, normalize, "query: ", "document: ", 24, False, prompts, "bert"
-            )
+                str(target), target, pooling, normalize, "query: ", "document: ", 24, False, prompts, "bert",
+                vocabulary(target),
+            )  # fmt: skip
 
 
 def test_no_config_is_an_error(model):
@@ -210,24 +219,34 @@ def test_a_folder_that_is_not_there(name):
         find_pretrained(name)
 
 
-def test_a_hub_model_that_is_not_here_and_cannot_be_fetched(tmp_path):
-    """In a process of its own: the libraries read HF_HUB_OFFLINE once."""
-    code = "from lorry.model.pretrained import find_pretrained; find_pretrained('someone/some-model')"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    last = done.stderr.strip().splitlines()[-1]
-    assert "UserError: model someone/some-model is not here and the Hub cannot be reached" in last
-    assert "--pretrained_model bundled" in last
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no such model!", "'no such model!' is neither a folder nor a name that the Hub allows"),
+        ("n" * 300, "is neither a folder nor a name that the Hub allows"),
+        ("/" + "n" * 300, "there is no model folder /nnn"),
+        ("a\0b", r"'a\\x00b' is neither a folder nor a Hub id"),
+        ("a\nb", r"'a\\nb' is neither a folder nor a Hub id"),
+        ("/a\0b", r"'/a\\x00b' is neither a folder nor a Hub id"),
+        ("\udcff", r"'\\udcff' is neither a folder nor a Hub id"),
+        ("owner/a..b", "is neither a folder nor a name that the Hub allows"),
+    ],
+)
+def test_a_name_that_nothing_can_have(name, says):
+    with pytest.raises(UserError, match=says) as caught:
+        find_pretrained(name)
+    assert "--pretrained_model" in caught.value.hint
 
 
-def test_a_name_that_the_hub_cannot_have():
-    with pytest.raises(UserError, match="'no such model!' is neither a folder nor a Hub id"):
-        find_pretrained("no such model!")
+def test_a_folder_may_have_any_name(model, tmp_path):
+    assert find_pretrained(str(model.rename(tmp_path / "a model\nof ours"))).max_length == 64
+
+
+def test_a_file_where_a_folder_is_meant(model, monkeypatch):
+    monkeypatch.chdir(model)
+    for name in ("model.safetensors", str(model / "config.json")):
+        with pytest.raises(UserError, match=f"{name} is a file. Give the folder that holds the model"):
+            find_pretrained(name)
 
 
 def test_the_bundled_model():

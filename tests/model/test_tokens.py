@@ -53,7 +53,7 @@ def expected(pairs, base):
 
 def written(cache):
     """When each file in the cache was written: nothing is written twice if these stay."""
-    return {path: path.stat().st_mtime_ns for path in sorted(cache.rglob("*"))}
+    return {path: path.stat().st_mtime_ns for path in sorted(cache.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("max_length", [0, 8, 3])
@@ -64,6 +64,48 @@ def test_tokens_are_those_of_the_models_own_tokenizer(tiny_model, kind, pairs, t
     assert texts.lengths.max() == base.max_length
     assert texts.tokens.dtype == np.int32
     assert isinstance(texts.tokens, np.memmap)
+
+
+SPECIAL = {"qwen3": 1}  # tokens that are added to every text; two where nothing is said
+
+
+@pytest.mark.parametrize("below", [0, 1])
+def test_a_maximum_length_without_room_for_a_text_is_refused(tiny_model, kind, pairs, tmp_path, below):
+    """A tokenizer turns truncation off, or leaves special tokens alone: trained on nothing, without a word."""
+    special = SPECIAL.get(kind, 2)
+    if special == below:  # 0 is the model's own length
+        return
+    base = find_pretrained(str(tiny_model(kind)), special - below)
+    with pytest.raises(UserError) as caught:
+        tokenize(pairs, base, tmp_path / "cache")
+    assert str(caught.value) == (
+        f"the maximum length is {special - below} tokens, and the special tokens of {base.name} take {special}. "
+        f"Give --max_length {special + 1} or more."
+    )
+    texts = tokenize(pairs, find_pretrained(str(tiny_model(kind)), special + 1), tmp_path / "cache")
+    assert texts.lengths.max() == special + 1
+    assert len({tuple(text) for text in ids(texts)}) > 1
+
+
+def test_a_maximum_length_that_a_prompt_takes_is_refused(tiny_model, pairs, tmp_path):
+    prompts = {"query": "search: ", "document": "set of passage: "}
+    folder = str(tiny_model("bert", prompts=prompts))
+    with pytest.raises(UserError, match=r"6 tokens, and the special tokens and prompt of .* take 6") as caught:
+        tokenize(pairs, find_pretrained(folder, 6), tmp_path / "cache")
+    assert caught.value.hint == "Give --max_length 7 or more."
+    assert len({tuple(text) for text in ids(tokenize(pairs, find_pretrained(folder, 7), tmp_path / "cache"))}) > 4
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")]
+)
+def test_a_maximum_length_in_the_models_own_files_is_looked_at_too(tiny_model, pairs, tmp_path, name, key):
+    folder = shutil.copytree(tiny_model("bert"), tmp_path / "model")
+    settings = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+    (folder / name).write_text(json.dumps(settings | {key: 2}))
+    with pytest.raises(UserError, match=r"maximum length is 2 tokens.*--max_length 3 or more"):
+        tokenize(pairs, find_pretrained(str(folder)), tmp_path / "cache")
+    assert tokenize(pairs, find_pretrained(str(folder), 20), tmp_path / "cache").lengths.max() == 20
 
 
 def test_queries_come_first_and_every_text_is_there_once(tiny_model, pairs, tmp_path):
@@ -133,24 +175,6 @@ def test_other_texts_tokenizer_length_prompt_or_case_are_tokenised_anew(tiny_mod
     for count, (what, setting) in enumerate(runs, 1):
         tokenize(what, setting, tmp_path / "cache")
         assert len(list((tmp_path / "cache").iterdir())) == count
-
-
-def test_what_a_killed_run_left_behind_does_no_harm(tiny_model, pairs, tmp_path):
-    base = find_pretrained(str(tiny_model("bert")))
-    whole = tokenize(pairs, base, tmp_path / "whole")
-    (name,) = (path.name for path in (tmp_path / "whole").iterdir())
-    half = tmp_path / "cache" / "writing-abc" / "tokens"
-    half.mkdir(parents=True)
-    (half / "tokens.bin").write_bytes(b"\1\0")
-    found = tokenize(pairs, base, tmp_path / "cache")
-    assert ids(found) == ids(whole)
-    assert (tmp_path / "cache" / name).is_dir()
-
-
-def test_the_cache_lies_where_lorry_cache_says(tiny_model, pairs, tmp_path, monkeypatch):
-    monkeypatch.setenv("LORRY_CACHE", str(tmp_path / "here"))
-    tokenize(pairs, find_pretrained(str(tiny_model("bert"))))
-    assert [path.name[:7] for path in (tmp_path / "here").iterdir()] == ["tokens-"]
 
 
 def test_texts_are_taken_in_the_order_asked_for(tiny_model, pairs, tmp_path):

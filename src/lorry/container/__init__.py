@@ -1,1 +1,1 @@
-"""The SageMaker training contract: the only room that knows /opt/ml."""
+"""The image's `train` command and SageMaker's contract: only this package knows /opt/ml."""

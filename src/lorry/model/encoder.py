@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lorry.errors import UserError
 from lorry.model import attention, lora
+from lorry.model.failures import refusing
+from lorry.model.model_config import INSTEAD
 from lorry.model.packing import LINE_WIDTH, PackedLayout, TokenSequences, lay_out, split
 from lorry.model.pretrained import PretrainedModel
+from lorry.model.weights import load_model
 
 # Maximum tokens of a forward pass: on a CPU what its caches hold, on a GPU what keeps it busy.
 PASS_TOKENS = {"cpu": 4096, "cuda": 1 << 16}
@@ -37,7 +38,7 @@ class Encoder(nn.Module):
             device: Where to compute.
 
         Raises:
-            UserError: The files are there but no model can be read from them.
+            UserError: The files are there, but no text encoder can be read from them.
         """
         super().__init__()
         self.base, self.precision, self.device = base, precision, device
@@ -45,12 +46,16 @@ class Encoder(nn.Module):
         self.fused: list[lora.FusedProjections] = []
         self.model: Any = load_model(base, DTYPES[precision])
         self.packs = base.architecture.packs
-        self.first_position = self.model.config.pad_token_id + 1 if base.architecture.reserved_positions else 0
         if self.packs:
             attention.register()
             self.model.set_attn_implementation(attention.NAME)
         self.model.to(device).eval()  # eval: the base model's own dropout stays off
         self.model.requires_grad_(False)
+        with refusing(f"{base.name} cannot encode texts", INSTEAD), torch.no_grad():
+            self.first_position = self.model.config.pad_token_id + 1 if base.architecture.reserved_positions else 0
+            shape = self._try().shape
+            if shape != (2, self.width):
+                raise ValueError(f"two texts give embeddings of shape {list(shape)}")
 
     @property
     def width(self) -> int:
@@ -58,14 +63,28 @@ class Encoder(nn.Module):
         return int(self.model.config.hidden_size)
 
     def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: str, seed: int) -> None:
-        """Attach adapters; the embeddings stay what they were, since B starts at zero."""
+        """Attach adapters; the embeddings stay what they were, since B starts at zero.
+
+        Raises:
+            UserError: `targets` match nothing that the embeddings depend on, or the model cannot be trained.
+        """
+        layers = self._used_layers()
         torch.manual_seed(seed)
-        self.model = lora.attach(self.model, rank=rank, alpha=alpha, dropout=dropout, targets=targets)
+        with refusing(f"{self.base.name} takes no adapters", INSTEAD):
+            self.model = lora.attach(
+                self.model,
+                rank=rank,
+                alpha=alpha,
+                dropout=dropout,
+                targets=lora.find_targets(self.model, targets, layers),
+            )
         for weight in self.adapters().values():
             weight.data = weight.data.float()  # master weights: an update can be smaller than a step of bf16
         if dropout == 0:
             self.fused = lora.fuse(self.model)
         self.dropouts = [module for name, module in self.model.named_modules() if "lora_dropout" in name]
+        with refusing(f"{self.base.name} cannot be trained", INSTEAD), torch.enable_grad():
+            torch.autograd.grad(self._try().sum(), list(self.adapters().values()), allow_unused=True)
 
     def adapters(self) -> dict[str, nn.Parameter]:
         """Return the trainable weights by name."""
@@ -113,6 +132,32 @@ class Encoder(nn.Module):
         pooled_ND = _pool(hidden_TD, layout, self.base.pooling).float()
         return functional.normalize(pooled_ND, dim=-1) if self.base.normalize else pooled_ND
 
+    def _try(self) -> Tensor:
+        """Return the embeddings of two made-up texts: shows what a model cannot do, before any pair is encoded."""
+        ids = np.arange(5) % len(self.model.get_input_embeddings().weight)
+        return self.embed_pass(TokenSequences(ids, np.array([3, 2])))
+
+    def _used_layers(self) -> list[str]:
+        """Return the linear layers that the embeddings depend on; BERT's pooler, for one, is computed for nothing."""
+        modules = self.model.named_modules()
+        names: dict[nn.Module, str] = {module: name for name, module in modules if isinstance(module, nn.Linear)}
+        marks: dict[str, Tensor] = {}
+
+        def mark(module: nn.Module, _: Any, output: Tensor) -> Tensor:
+            marks[names[module]] = zero = output.new_zeros((), requires_grad=True)
+            return output + zero
+
+        hooks = [module.register_forward_hook(mark) for module in names]
+        try:
+            with refusing(f"{self.base.name} cannot be trained", INSTEAD), torch.enable_grad():
+                total = self._try().sum()
+                found = torch.autograd.grad(total, list(marks.values()), allow_unused=True) if marks else ()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        used = {lora.kind_of(name) for name, gradient in zip(marks, found, strict=True) if gradient is not None}
+        return [name for name in names.values() if lora.kind_of(name) in used]  # of a kind, an expert may be left out
+
     def _packed(self, ids_T: Tensor, layout: PackedLayout) -> Tensor:
         positions_T = layout.positions + self.first_position
         out = self.model(
@@ -133,35 +178,6 @@ class Encoder(nn.Module):
 
     def _no_cache(self) -> dict[str, bool]:
         return {"use_cache": False} if getattr(self.model.config, "use_cache", None) is not None else {}
-
-
-def load_model(base: PretrainedModel, dtype: torch.dtype) -> Any:
-    """Load the transformers model of `base`, every weight from its files.
-
-    Raises:
-        UserError: The files cannot be read, or weights are missing from them.
-    """
-    from transformers import AutoModel
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
-    try:
-        model, info = AutoModel.from_pretrained(base.folder, output_loading_info=True, **options)
-        if info["missing_keys"] and all("pooler" in key for key in info["missing_keys"]):
-            # Saved without BERT's pooler, which no embedding uses: do not make up one.
-            model, info = AutoModel.from_pretrained(
-                base.folder, output_loading_info=True, add_pooling_layer=False, **options
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {base.name} cannot be loaded: {first}", "Check its files, or take another.") from None
-    if info["missing_keys"]:
-        raise UserError(
-            f"model {base.name} lacks weights: {', '.join(sorted(info['missing_keys'])[:3])}", "Take a complete model."
-        )
-    return model
 
 
 def _pool(hidden_TD: Tensor, layout: PackedLayout, pooling: str) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -19,45 +20,57 @@ from lorry.errors import UserError
 from lorry.model.architectures import architecture_of
 
 
-def find_targets(model: Any, asked: str) -> list[str]:
+def find_targets(model: Any, asked: str, layers: Collection[str] | None = None) -> list[str]:
     """Return the full names of the modules that get adapters.
 
     Args:
         model: The base model, of transformers.
-        asked: Comma-separated name endings; empty for query, key and value of every layer.
+        asked: Comma-separated name endings, `*` for any part of a name; empty for query, key and value of every layer.
+        layers: The linear layers to choose from; default: all.
 
     Raises:
-        UserError: Nothing matches; the message lists the linear modules.
+        UserError: Nothing matches; the message lists the linear layers.
     """
+    if layers is None:
+        layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     endings = [part.strip() for part in asked.split(",") if part.strip()]
     endings = endings or list(architecture_of(model.config.model_type).query_key_value)
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    unmatched = [end for end in endings if not any(_ends(name, end) for name in linear)] if asked else []
-    found = [name for name in linear if any(_ends(name, end) for end in endings)]
+    unmatched = [end for end in endings if not any(_ends(name, end) for name in layers)] if asked else []
+    found = [name for name in layers if any(_ends(name, end) for end in endings)]
     if unmatched or not found:
-        kinds = sorted({re.sub(r"\.\d+\.", ".*.", name) for name in linear})
         cause = f"lora_targets {', '.join(unmatched)} matches no linear module"
+        kinds = ", ".join(sorted({kind_of(name) for name in layers}))
         raise UserError(
-            cause if asked else "no query, key or value module found",
-            f"Give lora_targets as endings of: {', '.join(kinds)}.",
+            cause if asked else f"no query, key or value module found in this {model.config.model_type} model",
+            f"Give lora_targets as endings of: {kinds}." if kinds else "It has no linear layers: choose another model.",
         )
     return found
 
 
+def kind_of(name: str) -> str:
+    """Return the name of a module with `*` in place of the numbers of layers: a pattern that `find_targets` takes."""
+    return re.sub(r"\.\d+(?=\.)", ".*", name)
+
+
 def _ends(name: str, ending: str) -> bool:
-    return name == ending or name.endswith("." + ending)
+    pattern = "[^.]*".join(re.escape(part) for part in ending.split("*"))
+    return re.search(rf"(^|\.){pattern}$", name) is not None
 
 
-def attach(model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: str) -> Any:
-    """Wrap `model` with LoRA adapters (fp32, B zero) and freeze everything else; return the `PeftModel`."""
+def attach(model: nn.Module, *, rank: int, alpha: float, dropout: float, targets: list[str]) -> Any:
+    """Wrap `model` with LoRA adapters (fp32, B zero) and freeze everything else; return the `PeftModel`.
+
+    Args:
+        model: The base model, of transformers.
+        rank: Of A and B.
+        alpha: The update is multiplied by alpha / rank.
+        dropout: Share of an adapter's inputs that are dropped.
+        targets: Full names, from `find_targets`.
+    """
     from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
-        task_type=TaskType.FEATURE_EXTRACTION,
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=find_targets(model, targets),
+        task_type=TaskType.FEATURE_EXTRACTION, r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets
     )
     return get_peft_model(model, config)
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -22,10 +19,10 @@ import pyarrow as pa
 
 from lorry.data.pairs import Pairs
 from lorry.errors import UserError
+from lorry.model.failures import refusing
 from lorry.model.packing import TokenSequences, gather
 from lorry.model.pretrained import PretrainedModel
-
-log = logging.getLogger("lorry")
+from lorry.model.token_cache import TokenCache
 
 CHUNK = 20_000  # texts tokenised at once: enough for every core, small in memory
 
@@ -60,25 +57,20 @@ class TokenizedTexts:
 
 
 def load_tokenizer(base: PretrainedModel) -> Any:
-    """Return the model's fast tokenizer.
+    """Return the model's fast tokenizer; code that comes with it is never run.
 
     Raises:
         UserError: There is none.
     """
     from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the tokenizer of {base.name} cannot be loaded: {first}", "Check its tokenizer.json."
-        ) from None
-    if not any((base.folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
-        # without them transformers makes an empty tokenizer and does not say so
-        raise UserError(f"{base.name} has no tokenizer files", "Save its tokenizer next to the weights.")
-    if not tokenizer.is_fast:
-        raise UserError(f"{base.name} has no fast tokenizer", "Convert it to tokenizer.json first.")
+    with refusing(f"the tokenizer of {base.name} cannot be loaded", "Check its tokenizer.json."):
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        if not any((base.folder / file).is_file() for file in tokenizer.vocab_files_names.values()):
+            # without them transformers makes an empty tokenizer and does not say so
+            raise UserError(f"{base.name} has no tokenizer files", "Save its tokenizer next to the weights.")
+        if not tokenizer.is_fast:
+            raise UserError(f"{base.name} has no fast tokenizer", "Convert it to tokenizer.json first.")
     return tokenizer
 
 
@@ -89,28 +81,40 @@ def tokenize(pairs: Pairs, base: PretrainedModel, folder: Path | None = None) ->
         pairs: The judged pairs.
         base: Gives tokenizer, prompts and maximum length.
         folder: Where the files are kept; default: this user's cache folder.
+
+    Raises:
+        UserError: The tokenizer does not work or does not belong to the model, the maximum length leaves no room for a
+            text, or the files cannot be written.
     """
-    folder = folder or _cache_folder()
     tokenizer = load_tokenizer(base)
-    backend = tokenizer.backend_tokenizer
-    backend.enable_truncation(base.max_length)
-    backend.no_padding()
-    settings = [base.max_length, base.query_prompt, base.text_prompt, base.lower_case]
-    key = hashlib.sha256(json.dumps([backend.to_str(), settings]).encode())
+    with refusing(f"the tokenizer of {base.name} does not work", "Check its tokenizer.json."):
+        backend = tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        _check_max_length(backend, base)
+        backend.enable_truncation(base.max_length)
+        settings = [base.max_length, base.query_prompt, base.text_prompt, base.lower_case]
+        key = hashlib.sha256(json.dumps([backend.to_str(), settings]).encode())
     key.update(pairs.fingerprint().encode())
-    done = folder / f"tokens-{key.hexdigest()[:32]}"
-    if not (done / "offsets.npy").is_file():
-        _write(done, backend, _all_texts(pairs, base))
-        log.debug("tokens written to %s", done)
-    offsets = np.load(done / "offsets.npy")
-    tokens = np.memmap(done / "tokens.bin", np.int32, "r")
-    return TokenizedTexts(tokens, offsets, len(pairs.queries))
+    name, cache = key.hexdigest()[:32], TokenCache(folder)
+    found = cache.find(name)
+    if found is None:
+        found = cache.store(name, _encode(backend, _all_texts(pairs, base), base))
+    else:
+        _check_tokens(found.tokens, base)
+    return TokenizedTexts(found.tokens, found.offsets, len(pairs.queries))
 
 
-def _cache_folder() -> Path:
-    """Return LORRY_CACHE, else a folder for this user in the system's temporary folder."""
-    given = os.environ.get("LORRY_CACHE")
-    return Path(given) if given else Path(tempfile.gettempdir()) / f"lorry-{os.getuid()}"
+def _check_max_length(backend: Any, base: PretrainedModel) -> None:
+    """Refuse a maximum length at which all texts would be equal: special tokens, and perhaps a part of the prompt."""
+    prompts = base.query_prompt.rstrip(), base.text_prompt.rstrip()
+    taken = max(len(backend.encode(prompt).ids) for prompt in prompts)
+    if base.max_length <= taken:
+        what = "special tokens and prompt" if any(prompts) else "special tokens"
+        raise UserError(
+            f"the maximum length is {base.max_length} tokens, and the {what} of {base.name} take {taken}",
+            f"Give --max_length {taken + 1} or more.",
+        )
 
 
 def _all_texts(pairs: Pairs, base: PretrainedModel) -> Iterator[list[str]]:
@@ -126,22 +130,29 @@ def _strings(column: pa.Array | pa.ChunkedArray) -> list[str]:
     return strings
 
 
-def _write(done: Path, backend: Any, batches: Iterator[list[str]]) -> None:
-    """Write tokens.bin and offsets.npy into a temporary folder, then rename it to `done`."""
-    done.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=done.parent, prefix="writing-") as name:
-        new = Path(name) / "tokens"
-        new.mkdir()
-        lengths = [np.zeros(1, np.int64)]
-        with (new / "tokens.bin").open("wb") as out:
-            for batch in batches:
-                encoded = backend.encode_batch_fast(batch)
-                ids = [item.ids for item in encoded]
-                lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
-                np.fromiter(chain.from_iterable(ids), np.int32, int(lengths[-1].sum())).tofile(out)
-        np.save(new / "offsets.npy", np.cumsum(np.concatenate(lengths)))
-        try:
-            new.rename(done)
-        except OSError:
-            if not (done / "offsets.npy").is_file():  # else another process was quicker: the same files
-                raise
+def _encode(
+    backend: Any, batches: Iterator[list[str]], base: PretrainedModel
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield lengths and token ids of each batch of texts."""
+    for batch in batches:
+        with refusing(f"the tokenizer of {base.name} does not work", "Check its tokenizer.json."):
+            ids = [item.ids for item in backend.encode_batch_fast(batch)]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        if not lengths.all():
+            text = batch[int(lengths.argmin())]
+            raise UserError(
+                f"the tokenizer of {base.name} gives the text {text!r:.100} no tokens", "Remove or change that text."
+            )
+        tokens = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))
+        _check_tokens(tokens, base)
+        yield lengths, tokens.astype(np.int32)
+
+
+def _check_tokens(tokens: np.ndarray, base: PretrainedModel) -> None:
+    """Refuse tokens that the model has no embedding for: on a GPU they would end the process."""
+    vocabulary = base.vocabulary or np.iinfo(np.int32).max
+    if (highest := int(tokens.max())) >= vocabulary:
+        raise UserError(
+            f"the tokenizer of {base.name} gives token {highest:,}, and the model has {vocabulary:,} (vocab_size)",
+            "Choose a model whose tokenizer is its own.",
+        )

@@ -1,0 +1,245 @@
+"""A cache of token files on disk: checked when read, never left half-written, bounded in size, its owner's alone.
+
+An entry is a folder of three files: the tokens of all texts end to end, where each text begins, and the checksums of
+both. It is built under another name and renamed when it is complete. Whoever reads or writes an entry holds a lock on
+its token file: the kernel drops it with the process, so that what no process holds may be deleted.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import stat
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from lorry.errors import UserError
+from lorry.outputs import OutputError, writing
+
+log = logging.getLogger("lorry")
+
+TOKENS, OFFSETS, CHECKSUMS = "tokens.bin", "offsets.npy", "checksums.json"
+COMPLETE, BUILDING = "tokens-", "writing-"  # how the names of entries begin
+# The cache may take so many bytes, and this share of its disk; entries in use may exceed both.
+MAX_BYTES, MAX_SHARE = 10_000_000_000, 0.1
+GRACE = 60  # seconds before a new entry without a lock counts as left behind: its writer may be about to take it
+
+
+class StoredTokens(NamedTuple):
+    """What an entry holds."""
+
+    tokens: np.ndarray
+    """[total] int32, memory-mapped."""
+    offsets: np.ndarray
+    """[n + 1] int64: text i is tokens[offsets[i]:offsets[i + 1]]."""
+
+
+class TokenCache:
+    """The entries in one folder.
+
+    Args:
+        folder: Of this cache alone; made where it does not exist. Default: this user's.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or _default_folder()
+
+    def find(self, key: str) -> StoredTokens | None:
+        """Return an entry, None where there is none or it is damaged; a damaged one is deleted."""
+        entry = self.folder / f"{COMPLETE}{key}"
+        try:
+            found = _read(entry)
+            os.utime(entry)  # the entry longest unused goes first
+        except (OSError, ValueError) as error:
+            if os.path.lexists(entry):
+                log.warning("the token cache %s is damaged (%s): tokenising again", entry, error)
+                with writing(entry):
+                    self._remove(entry)
+            return None
+        return found
+
+    def store(self, key: str, parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> StoredTokens:
+        """Write an entry and return it.
+
+        Args:
+            key: Names the entry.
+            parts: Lengths and token ids (int32, end to end) of some texts at a time.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        entry = self.folder / f"{COMPLETE}{key}"
+        hint = "Free some space, or set LORRY_CACHE to a folder on another disk."
+        with writing(self.folder, hint):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room()
+            with self._building() as new, (new / TOKENS).open("w+b") as file:
+                _lock(file, fcntl.LOCK_EX)
+                _write(new, file, parts)
+                with suppress(OSError):  # another process was quicker: the same content
+                    new.rename(entry)
+                _lock(file, fcntl.LOCK_SH)
+                found = self.find(key)
+            self._make_room()
+        if found is None:
+            raise OutputError(f"{entry} was written, but cannot be read back", hint)
+        return found
+
+    @contextmanager
+    def _building(self) -> Iterator[Path]:
+        """Give a folder to build an entry in; what is left of it is deleted."""
+        new = Path(tempfile.mkdtemp(dir=self.folder, prefix=BUILDING))
+        try:
+            yield new
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def _make_room(self) -> None:
+        """Delete what killed writers left, and entries, the longest unused first, until the rest is within bounds."""
+        with suppress(FileNotFoundError):  # another process deletes too
+            for left in self.folder.glob(f"{BUILDING}*"):
+                if time.time() - left.lstat().st_mtime > GRACE and not _in_use(left):
+                    self._remove(left)
+            sizes = {entry: _size(entry) for entry in self.folder.glob(f"{COMPLETE}*")}
+            room = min(MAX_BYTES, MAX_SHARE * shutil.disk_usage(self.folder).total) - sum(sizes.values())
+            for entry in sorted(sizes, key=lambda entry: entry.lstat().st_mtime):
+                if room < 0 and not _in_use(entry):
+                    self._remove(entry)
+                    room += sizes[entry]
+
+    def _remove(self, entry: Path) -> None:
+        """Delete an entry, or whatever lies in its place; no other process ever sees a part of it."""
+        doomed = self.folder / f"{BUILDING}{uuid.uuid4().hex}"
+        entry.rename(doomed)
+        if doomed.is_dir() and not doomed.is_symlink():
+            shutil.rmtree(doomed, ignore_errors=True)
+        else:
+            doomed.unlink()
+
+
+def _write(new: Path, tokens: IO[bytes], parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write the three files of an entry; `tokens` is its open token file."""
+    digest = hashlib.sha256()
+    all_lengths = [np.zeros(1, np.int64)]
+    for lengths, ids in parts:
+        all_lengths.append(lengths)
+        digest.update(ids.data)
+        tokens.write(ids.data)
+    tokens.flush()
+    offsets = io.BytesIO()
+    np.save(offsets, np.cumsum(np.concatenate(all_lengths)))
+    (new / OFFSETS).write_bytes(offsets.getbuffer())
+    checksums = {TOKENS: digest.hexdigest(), OFFSETS: hashlib.sha256(offsets.getbuffer()).hexdigest()}
+    (new / CHECKSUMS).write_text(json.dumps(checksums), "utf-8")
+
+
+def _read(entry: Path) -> StoredTokens:
+    """Return what an entry holds.
+
+    Raises:
+        OSError, ValueError: It is incomplete, or not as it was written.
+    """
+    expected = json.loads((entry / CHECKSUMS).read_text("utf-8"))
+    with (entry / TOKENS).open("rb") as file:
+        _lock(file, fcntl.LOCK_SH)  # for as long as the tokens are mapped: mmap keeps the open file
+        offsets = (entry / OFFSETS).read_bytes()
+        found = {TOKENS: hashlib.file_digest(file, "sha256").hexdigest(), OFFSETS: hashlib.sha256(offsets).hexdigest()}
+        if found != expected:
+            raise ValueError("its content has changed")
+        return StoredTokens(np.memmap(file, np.int32, "r"), np.load(io.BytesIO(offsets)))
+
+
+def _lock(file: IO[bytes], kind: int) -> None:
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(file, kind)
+
+
+def _in_use(entry: Path) -> bool:
+    """Return whether a process, this one too, reads or writes an entry."""
+    try:
+        with (entry / TOKENS).open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # locked, or on a file system without locks
+        return True
+    return False
+
+
+def _size(entry: Path) -> int:
+    return sum(path.lstat().st_size for path in entry.rglob("*"))
+
+
+def _default_folder() -> Path:
+    """Return this user's cache folder: in LORRY_CACHE, XDG_CACHE_HOME/lorry or ~/.cache/lorry.
+
+    Where the home cannot be written, it is in the system's temporary folder.
+
+    Raises:
+        UserError: LORRY_CACHE cannot be written, or what is in it belongs to somebody else; or there is no other place.
+    """
+    if given := os.environ.get("LORRY_CACHE"):
+        try:
+            Path(given).mkdir(parents=True, exist_ok=True)
+            return _own(Path(given) / "tokens")
+        except OSError as error:
+            raise UserError(
+                f"LORRY_CACHE {given} cannot be used: {error.strerror}", "Set it to a folder that you can write."
+            ) from error
+    for folder in (_in_home, _in_temporary_folder):
+        with suppress(OSError, RuntimeError):
+            return folder()
+    raise UserError(
+        "neither the home nor the temporary folder can be written", "Set LORRY_CACHE to a folder that you can write."
+    )
+
+
+def _in_home() -> Path:
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    caches = given if given.is_absolute() else Path("~/.cache").expanduser()  # RuntimeError where there is no home
+    return _own(_own(caches / "lorry") / "tokens")
+
+
+def _in_temporary_folder() -> Path:
+    try:
+        return _own(_own(Path(tempfile.gettempdir()) / f"lorry-{os.getuid()}") / "tokens")
+    except OSError:  # somebody else has put a folder, or a link, in its place
+        return _folder_of_this_run()
+
+
+def _own(folder: Path) -> Path:
+    """Return a folder that only this user can write; it is made where it does not exist.
+
+    Raises:
+        OSError: It cannot be written, or belongs to somebody else. A symbolic link must be this user's own, as must the
+            folder that it leads to.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if {folder.lstat().st_uid, folder.stat().st_uid} != {os.geteuid()}:
+        raise PermissionError(errno.EPERM, f"{folder} belongs to another user")
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        folder.chmod(0o700)
+    with tempfile.TemporaryFile(dir=folder):  # read-only, perhaps
+        return folder
+
+
+@cache
+def _folder_of_this_run() -> Path:
+    folder = tempfile.mkdtemp(prefix="lorry-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
