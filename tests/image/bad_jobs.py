@@ -162,8 +162,8 @@ MODELS = {
     "no weights": model("has no safetensors weights.", config_json=BERT),
     "pickled weights": model("has no safetensors weights.", config_json=BERT, model_bin=b"\x80\x02."),
     "damaged weights": model("cannot be loaded", config_json=BERT, model_safetensors=b"x"),
-    "damaged config": model("/model/config.json is not JSON", config_json="{", model_safetensors=b"x"),
-    "unknown architecture": model("`elephant`", config_json='{"model_type": "elephant"}', model_safetensors=b"x"),
+    "damaged config": model("/model/config.json ", config_json="{", model_safetensors=b"x"),
+    "unknown architecture": model("elephant", config_json='{"model_type": "elephant"}', model_safetensors=b"x"),
     "model of the Hub": option("the Hub cannot be reached", pretrained_model="owner/model"),
     "no such model folder": option("there is no model folder /nowhere.", pretrained_model="/nowhere"),
 }

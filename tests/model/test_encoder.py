@@ -259,6 +259,27 @@ def test_half_precision_is_near(tiny_model, kind):
     assert torch.cosine_similarity(*flat, dim=0) > 0.98
 
 
+@pytest.mark.parametrize("lr", [1e-3, 1e-5, 1e-6])
+def test_updates_smaller_than_a_step_of_bf16_are_learnt(tiny_model, lr):
+    """The sum of weight and update drops them in bf16; the adapters, trained and merged in fp32, must not."""
+    learnt = {}
+    for precision in ("fp32", "bf16"):
+        encoder = encoder_of(tiny_model("bert"), precision)
+        encoder.add_lora(**LORA)
+        weights = encoder.adapters()
+        optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=0)
+        texts = packed_of(some_texts(encoder))
+        for _ in range(30):
+            embeddings = encoder.embed(texts)
+            (embeddings * direction(embeddings.shape)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        updates = [weights[name.replace("lora_A", "lora_B")] @ weights[name] for name in weights if "lora_A" in name]
+        learnt[precision] = torch.cat([update.detach().flatten() for update in updates])
+    assert torch.cosine_similarity(learnt["fp32"], learnt["bf16"], dim=0) > 0.95
+    assert abs(learnt["bf16"].norm() / learnt["fp32"].norm() - 1) < 0.02
+
+
 def test_models_that_cannot_be_packed_say_so_once(tiny_model, kind, shop_pairs, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "lorry"):
         setup = prepare(TrainConfig(train=str(shop_pairs(tmp_path / "shop")), pretrained_model=str(tiny_model(kind))))

@@ -1,4 +1,4 @@
-"""The folders that a job reads: pairs for each split, and perhaps a base model. Wrong mounts are told as such."""
+"""The folders that a job reads: pairs for each split, and perhaps a base model. Errors name what is mounted wrongly."""
 
 from __future__ import annotations
 

@@ -55,18 +55,17 @@ def check_outputs(config: TrainConfig, root: Path, *, warn: bool) -> TrainConfig
         warn: Warn of what would be lost with the container.
 
     Returns:
-        The job. Its report goes to a temporary folder where nothing is mounted at /opt/ml/output, and that cannot be
-        made.
+        The job. Its report goes to a temporary folder if nothing is mounted at /opt/ml/output, and it cannot be made.
 
     Raises:
         UserError: A folder cannot be written.
     """
-    output = root / "output" / "data"
-    places = {option: getattr(config, option) for option in CONTENTS} | {"output_data_dir": str(root / "output")}
-    if Path(config.output_data_dir) != output:
-        places["output_data_dir"] = config.output_data_dir
-    elif not _mount(output).outlives_container and not _can_be_made(output):
-        config = dataclasses.replace(config, output_data_dir=tempfile.mkdtemp(prefix="lorry-output-"))
+    default = root / "output" / "data"
+    places = {option: Path(getattr(config, option)) for option in CONTENTS}
+    if places["output_data_dir"] == default:
+        places["output_data_dir"] = default.parent
+        if not _mount(default).outlives_container and not _can_be_made(default):
+            config = dataclasses.replace(config, output_data_dir=tempfile.mkdtemp(prefix="lorry-output-"))
     for option, content in CONTENTS.items():
         if not (given := getattr(config, option)):
             continue
@@ -75,13 +74,13 @@ def check_outputs(config: TrainConfig, root: Path, *, warn: bool) -> TrainConfig
             log.warning(
                 "the %s will be lost with this container: mount a folder (-v /path/to/%s:%s)",
                 content,
-                Path(places[option]).name,
+                places[option].name,
                 places[option],
             )
     return config
 
 
-def _check_writable(folder: Path, option: str, place: str) -> None:
+def _check_writable(folder: Path, option: str, place: Path) -> None:
     """Check as `outputs.check_writable` does, with hints for a container."""
     try:
         check_writable(folder, f"--{option}")
@@ -91,18 +90,18 @@ def _check_writable(folder: Path, option: str, place: str) -> None:
         raise UserError(error.cause, _permission_hint(folder, place)) from None
 
 
-def _permission_hint(folder: Path, place: str) -> str:
+def _permission_hint(folder: Path, place: Path) -> str:
     mount, owner, user = _mount(folder), _nearest(folder).stat().st_uid, os.geteuid()
     if not mount.outlives_container:
-        return f"Mount a folder there: -v /path/to/{Path(place).name}:{place}."
+        return f"Mount a folder there: -v /path/to/{place.name}:{place}."
     if mount.read_only:
-        return f"Mount it without :ro (-v /path/to/{Path(place).name}:{place})."
+        return f"Mount it without :ro (-v /path/to/{place.name}:{place})."
     if owner == user:
         return "Make the mounted folder writable: chmod u+rwx on the host."
     remedy = "leave out --user" if owner == 0 else 'start the container as its owner: --user "$(id -u):$(id -g)"'
     return (
         f"The mounted folder belongs to user {owner} and the container runs as user {user}: give it to that user "
-        f"(on the host: sudo chown -R {user} /path/to/{Path(place).name}), or {remedy}."
+        f"(on the host: sudo chown -R {user} /path/to/{place.name}), or {remedy}."
     )
 
 

@@ -42,7 +42,10 @@ def read_config(folder: Path, name: str) -> Any:
     _check_known(kind, name, needs_code="auto_map" in written)
 
     from transformers import AutoConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     with refusing(f"{path} cannot be used", "Correct that file, or choose another model."):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     _check_numbers(path, config)
@@ -89,7 +92,7 @@ def _check_encodes_text(config: Any, name: str) -> None:
     model = found[0] if isinstance(found, list | tuple) else found
     reads = getattr(model, "main_input_name", "nothing")
     if parts := {"vision_config", "audio_config"} & config.sub_configs.keys():
-        raise UserError(f"{name} is a {config.model_type} model, which has a {' and '.join(parts)}", INSTEAD)
+        raise UserError(f"{name} is a {config.model_type} model, which has a {' and '.join(sorted(parts))}", INSTEAD)
     if reads != "input_ids":
         raise UserError(f"{name} is a {config.model_type} model, which reads {reads} and not text", INSTEAD)
     if config.is_encoder_decoder:

@@ -68,7 +68,7 @@ class TokenCache:
         except (OSError, ValueError) as error:
             if os.path.lexists(entry):
                 log.warning("the token cache %s is damaged (%s): tokenising again", entry, error)
-                with writing(entry):
+                with writing(entry), suppress(FileNotFoundError):  # another process was quicker
                     self._remove(entry)
             return None
         return found

@@ -18,10 +18,6 @@ def load_model(base: PretrainedModel, dtype: torch.dtype) -> Any:
     Raises:
         UserError: The files cannot be read, or weights are missing from them.
     """
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
     model, info = _load(base, dtype)
     if info["missing_keys"] and all("pooler" in key for key in info["missing_keys"]):
         # Saved without BERT's pooler, which no embedding uses: do not make up one.
