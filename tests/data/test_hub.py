@@ -12,6 +12,7 @@ from hub_server import MAIN, V1, HubServer
 from cloud import options
 from lorry.aws.submit import check, submit
 from lorry.config import PairOptions, TrainConfig
+from lorry.container import environment
 from lorry.container import train as container
 from lorry.data.hub_uri import HubUri, parse_hub_uri
 from lorry.data.pairs import read_channel, read_splits
@@ -281,8 +282,8 @@ def test_a_local_model_does_not_put_the_hub_out_of_reach(monkeypatch, channels, 
     for name in ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "GOMP_SPINCOUNT"):
         monkeypatch.setenv(name, "set, so that it is put back afterwards")
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr(container, "has_network", lambda: network)
-    container._set_environment(TrainConfig(pretrained_model="bundled", **channels))
+    monkeypatch.setattr(environment, "has_network", lambda: network)
+    environment.set_library_environment(TrainConfig(pretrained_model="bundled", **channels))
     assert os.environ.get("HF_HUB_OFFLINE") == offline
 
 
