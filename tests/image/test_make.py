@@ -1,6 +1,7 @@
 """`make image`, `make sbom` and `make audit`."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,11 @@ from engine import QUIET, ROOT, docker, git
 
 
 def make(folder, *arguments, check=True):
-    return subprocess.run(["make", *arguments], cwd=folder, check=check, capture_output=True, text=True)
+    # Started by `make test-image`, make would take itself for a sub-make, which also prints the folders it enters.
+    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, check=check, capture_output=True, text=True, env=environment
+    )
 
 
 def revision_in(tag):
