@@ -76,6 +76,12 @@ class TrainConfig(PairOptions):
     validation_fraction: float = option(
         0.1, "share of the queries held out where there are no validation pairs", above=0, maximum=0.5
     )
+    exclude_overlap: str = option(
+        "none",
+        "training pairs to leave out because validation or test have them too: "
+        "pairs of the same query and text, or all pairs of the same queries",
+        choices=("none", "pairs", "queries"),
+    )
     epochs: int = option(1, "passes over the training pairs", minimum=1, maximum=1_000_000)
     batch_size: int = option(240, "pairs per optimizer step", minimum=1, maximum=10_000_000)
     eval_batch_size: int = option(0, "texts per forward pass in evaluation; 0: as many as suit the device", minimum=0)

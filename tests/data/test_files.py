@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from lorry.data import files
+from lorry.data import unpacking
 from lorry.data.cleaning import clean
-from lorry.data.files import column_names, list_files, read_batches, spool
+from lorry.data.files import FileSource, list_files
+from lorry.data.spool import spool
 from lorry.errors import UserError
 
 ROWS = [
@@ -26,7 +28,15 @@ def never(description):
 
 
 def read(path, columns=("id", "text", "label"), skipped=never):
-    return [row for table in read_batches(path, columns, skipped) for row in table.to_pylist()]
+    return [row for rows in FileSource(path).read_batches(columns, skipped) for row in rows.cells.to_pylist()]
+
+
+def numbers(path, columns=("id",)):
+    return [int(number) for rows in FileSource(path).read_batches(columns, never) for number in rows.numbers]
+
+
+def column_names(path):
+    return FileSource(path).column_names()
 
 
 def written(folder, name):
@@ -65,8 +75,19 @@ def test_only_data_files_of_the_folder_itself_in_order(tmp_path):
         (tmp_path / name).write_text("id\n1\n")
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "c.csv").write_text("id\n1\n")
-    assert [path.name for path in list_files(tmp_path)] == ["a.CSV", "b.csv"]
-    assert list_files(tmp_path / "b.csv") == [tmp_path / "b.csv"]
+    (tmp_path / "c.csv").symlink_to(tmp_path / "nowhere.csv")
+    os.mkfifo(tmp_path / "d.csv")
+    files, unused = list_files(tmp_path)
+    assert [path.name for path in files] == ["a.CSV", "b.csv"]
+    assert unused == {
+        "README.md": "of another format, .md",
+        "_part.csv": "hidden by its name",
+        "c.csv": "a link that leads nowhere",
+        "d.csv": "neither a file nor a folder",
+        "manifest": "of another format",
+        "test": "a folder",
+    }
+    assert list_files(tmp_path / "b.csv") == ([tmp_path / "b.csv"], {})
 
 
 @pytest.mark.parametrize("mark", [",", "\t", ";", "|"])
@@ -80,14 +101,16 @@ def test_rows_with_too_few_or_many_cells_are_told_of(tmp_path):
     path, told = tmp_path / "a.csv", []
     path.write_text("id,text,label\n1,a,1\n2,b\n3,c,1,9\n4,d,0\n")
     assert [row["id"] for row in read(path, skipped=told.append)] == ["1", "4"]
-    assert told == ["a.csv: 2 cells instead of 3: '2,b'", "a.csv: 4 cells instead of 3: '3,c,1,9'"]
+    assert told == ["a.csv line 3: 2 cells instead of 3: '2,b'", "a.csv line 4: 4 cells instead of 3: '3,c,1,9'"]
 
 
 def test_columns_of_other_types_become_text(tmp_path):
     table = pa.table(
         {
             "id": pa.array([7, None], pa.int64()),
-            "text": pa.array([["red", "sofa"], []], pa.list_(pa.string())),
+            "text": pa.array([["red", None, "sofa"], [None]], pa.list_(pa.string())),
+            "sizes": pa.array([None, [1, 2]], pa.large_list(pa.int32())),
+            "pair": pa.array([["a", "b"], [None, "c"]], pa.list_(pa.string(), 2)),
             "label": pa.array([2.33, 3.0]),
             "flag": pa.array([True, False]),
             "kind": pa.array(["a", "b"]).dictionary_encode(),
@@ -95,8 +118,8 @@ def test_columns_of_other_types_become_text(tmp_path):
     )
     pq.write_table(table, tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet", table.column_names) == [
-        {"id": "7", "text": "red sofa", "label": "2.33", "flag": "true", "kind": "a"},
-        {"id": None, "text": None, "label": "3", "flag": "false", "kind": "b"},
+        {"id": "7", "text": "red sofa", "sizes": None, "pair": "a b", "label": "2.33", "flag": "true", "kind": "a"},
+        {"id": None, "text": None, "sizes": "1 2", "pair": "c", "label": "3", "flag": "false", "kind": "b"},
     ]
 
 
@@ -112,7 +135,7 @@ def test_fields_within_fields_have_dotted_names(tmp_path, name):
 
 
 def test_json_lines_may_change_between_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", 64)
     path = tmp_path / "a.jsonl"
     rows = [{"id": 1}] * 4 + [{"id": "A", "n": 2}] * 4 + [{"id": 0.5}] * 3 + [{"n": "x" * 100}]
     path.write_text("\n".join(json.dumps(row).ljust(31) for row in rows))  # two rows a block
@@ -135,22 +158,6 @@ def test_truncated_files_are_named(tmp_path, name):
     assert "Is the file complete" in refused(path)
 
 
-def test_json_errors_name_the_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK_BYTES", 64)
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"id": "1"}\n' * 20 + '{"id": "1\n')
-    assert "in row 21" in refused(path)
-    path.write_text('[{"id": "1"}]')
-    assert "JSON lines" in refused(path)
-
-
-def test_a_quotation_mark_never_closed_is_explained(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK_BYTES", 256)
-    path = tmp_path / "a.csv"
-    path.write_text('id,text\n1,"a\n' + "2,b\n" * 200)
-    assert "quotation mark is never closed" in refused(path)
-
-
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.jsonl"])
 def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path, name):
     row = b'{"id": "caf\xe9"}\n' if "json" in name else b"caf\xe9,x\n"
@@ -166,7 +173,7 @@ def test_utf16_and_empty_files_are_refused(tmp_path):
     path.write_bytes("id,text\n1,x\n".encode("utf-16"))
     assert "not UTF-8" in refused(path)
     path.write_bytes(b"")
-    assert "Empty CSV" in refused(path)
+    assert "a.csv is empty" in refused(path)
 
 
 def test_folders_without_files_say_what_is_there(tmp_path):
@@ -178,7 +185,7 @@ def test_folders_without_files_say_what_is_there(tmp_path):
     with pytest.raises(UserError, match="has no file of pairs, only train"):
         list_files(tmp_path)
     (tmp_path / "a.xlsx").write_text("")
-    with pytest.raises(UserError, match="not a file that Lorry can read"):
+    with pytest.raises(UserError, match=r"a.xlsx is no file of pairs: it is of another format, .xlsx"):
         list_files(tmp_path / "a.xlsx")
 
 

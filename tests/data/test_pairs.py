@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from lorry.config import PairOptions, TrainConfig
-from lorry.data import channel
+from lorry.data import strings
 from lorry.data.labels import find_scale, parse_label_map
 from lorry.data.pairs import check_both_classes, read_channel, read_splits, split_by_query
 from lorry.errors import UserError
@@ -240,7 +240,7 @@ def test_a_label_map_names_every_label(tmp_path):
     assert pairs.label_names == ("good/fine", "fair", "bad/3")
     assert pairs.gain.tolist() == [2, 1, 0, 2, 0]
     assert pairs.relevant.tolist() == [True, False, False, True, False]
-    with pytest.raises(UserError, match=r"unknown label .*row 4.*'Fine'.*label_map"):
+    with pytest.raises(UserError, match=r"unknown label .*line 5.*'Fine'.*label_map"):
         whole(folder, label_map="good=3,fair=2,bad=1,3=1")
 
 
@@ -273,9 +273,9 @@ def test_bad_rows_are_counted_and_shown(tmp_path, caplog):
         "repeated": 1,
         "wrong number of cells": 1,
     }
-    assert health.examples["unknown label"] == ["a.csv row 63: query 'b', text 'y', label 'maybe'"]
-    assert health.examples["missing text"] == ["a.csv row 61: query 'a', text missing, label '1'"]
-    assert health.examples["wrong number of cells"] == ["a.csv: 4 cells instead of 3: '1,2,3,4'"]
+    assert health.examples["unknown label"] == ["a.csv line 64: query 'b', text 'y', label 'maybe'"]
+    assert health.examples["missing text"] == ["a.csv line 62: query 'a', text missing, label '1'"]
+    assert health.examples["wrong number of cells"] == ["a.csv line 68: 4 cells instead of 3: '1,2,3,4'"]
     assert pairs.gain[0] == 0  # of conflicting rows the first is kept
     (line,) = caplog.messages
     assert "0/1 pairs" in line
@@ -286,7 +286,7 @@ def test_bad_rows_are_counted_and_shown(tmp_path, caplog):
 def test_examples_name_the_right_file(tmp_path):
     simple(tmp_path, ["1", "0"] * 20, "1.csv")
     save(tmp_path, "2.csv", {"query": ["q", "q"], "title": ["t", ""], "label": ["1", "1"]})
-    assert whole(tmp_path).health.examples["missing text"][0].startswith("2.csv row 2: query 'q'")
+    assert whole(tmp_path).health.examples["missing text"][0].startswith("2.csv line 3: query 'q'")
 
 
 def test_repeated_rows_are_no_reason_to_refuse(tmp_path):
@@ -311,7 +311,7 @@ def test_more_than_a_tenth_bad_is_refused(tmp_path):
         whole(folder)
     said = str(error.value)
     assert "3 of 21 rows" in said
-    assert "2 unknown label (pairs.csv row 19: query 'query 9', text 'text 18', label 'maybe')" in said
+    assert "2 unknown label (pairs.csv line 20: query 'query 9', text 'text 18', label 'maybe')" in said
     assert "1 missing label" in said
     assert "--label_map" in said
 
@@ -480,7 +480,7 @@ def test_buckets_change_nothing_but_the_order_of_strings(tmp_path, monkeypatch):
     columns = {"query": [f"q{n % 70}" for n in range(500)], "title": [f"text {n % 90}" for n in range(500)]}
     folder = save(tmp_path, "a.parquet", columns | {"label": [n % 7 % 2 for n in range(500)]})
     plain = rows(whole(folder))
-    monkeypatch.setattr(channel, "BUCKET_BYTES", 500)
+    monkeypatch.setattr(strings, "BUCKET_BYTES", 500)
     assert rows(whole(folder)) == plain
 
 

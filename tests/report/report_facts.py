@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from lorry.config import TrainConfig, as_dict
-from lorry.data.pairs import Health
+from lorry.data.health import Health, Overlap
 from lorry.names import METRICS
 from lorry.report.changes import QueryChange
 from lorry.report.facts import ReportFacts, ScoresByLabel
@@ -17,6 +17,13 @@ def block(**tuned):
     low = dict.fromkeys(METRICS, 0.5)
     base = dict.fromkeys(METRICS, 0.7)
     return {"pairs": 1200, "queries": 90, "random": low, "bm25": {**low}, "base": base, "tuned": {**base, **tuned}}
+
+
+def overlapping():
+    """The same, but for a test split that shares queries and pairs with the training pairs."""
+    health = make_facts().health
+    test = dataclasses.replace(health["test"], overlap=Overlap(12, 90, 1034, 1200))
+    return make_facts(health={**health, "test": test}, **NO_CHARTS)
 
 
 def make_facts(**changes):
@@ -43,7 +50,16 @@ def make_facts(**changes):
         intervals={"test": {"ndcg@10": (0.04, 0.06), "pair_accuracy": (-0.01, 0.02)}},
         scores={"test": ScoresByLabel(("E", "I"), label, rng.random(400), rng.random(400))},
         health={
-            "train": Health(110, 100, {"missing text": 10}, {"missing text": ["a.csv row 3"]}, ["a.csv"], "0/1 pairs")
+            "train": Health(
+                110,
+                100,
+                {"missing text": 10},
+                {"missing text": ["a.csv row 3"]},
+                ["a.csv"],
+                "0/1 pairs",
+                unused={"notes.txt": "of another format, .txt"},
+            ),
+            "test": Health(1200, 1200, {}, {}, ["a.csv"], "0/1 pairs", overlap=Overlap(0, 90, 0, 1200)),
         },
         changes=[
             QueryChange("saw", 0.5, 0.9, "hammer", "hand saw", "I", "E"),

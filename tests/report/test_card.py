@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
-from report_facts import block, make_facts
+from report_facts import block, make_facts, overlapping
 
 from lorry.config import TrainConfig, as_dict
 from lorry.names import METRICS
@@ -125,6 +125,13 @@ def test_the_card_says_how_to_use_the_model_and_what_it_scores(tmp_path):
         assert words in found.text, words
 
 
+def test_the_card_says_what_the_test_split_shares_with_training(tmp_path):
+    assert "\n\nNone of the 90 queries is a training query.\n\n| metric |" in card(tmp_path, make_facts()).text
+    text, shared = card(tmp_path, overlapping()).text, "12 of the 90 queries and 1,034 of the 1,200 pairs"
+    assert f"- Of the test split, {shared} are training queries and pairs as well: the figures may be too good." in text
+    assert f"\n\n{shared} are training queries and pairs as well.\n\n| metric |" in text
+
+
 def test_the_card_is_written_whole_and_as_huggingface_hub_writes_it(tmp_path):
     found = card(tmp_path, make_facts())
     assert str(found) == (tmp_path / "README.md").read_text("utf-8")
@@ -134,7 +141,7 @@ def test_the_card_is_written_whole_and_as_huggingface_hub_writes_it(tmp_path):
 def test_nothing_of_the_users_data_or_machine_is_in_the_card(tmp_path):
     paths = ("train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir", "pretrained_model")
     found = card(tmp_path, configured(**{name: f"/home/me/secret/{name}" for name in paths}))
-    for private in ("secret", "/home", "a.csv", "hand saw", "nail polish"):
+    for private in ("secret", "/home", "a.csv", "notes.txt", "hand saw", "nail polish"):
         assert private not in found.content, private
     assert "/home" not in unfinished_card(tmp_path, "/home/me/secret/base").content
 

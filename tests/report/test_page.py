@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report_facts import NO_CHARTS, make_facts
+from report_facts import NO_CHARTS, make_facts, overlapping
 
 from lorry.config import TrainConfig, as_dict
-from lorry.data.pairs import Health
+from lorry.data.health import Health
 from lorry.evaluation.metrics import evaluate
 from lorry.names import METRICS
 from lorry.report.changes import QueryChange
@@ -61,6 +61,8 @@ def test_page_says_what_happened(tmp_path):
         "1 h 02 min",
         "2.00 GiB",
         "missing text 10 a.csv row 3",
+        "train: notes.txt: of another format, .txt",
+        "test: none of the 90 queries is a training query.",
         "saw 0.50 → 0.90 hammer (I) hand saw (E)",
         "nail 0.90 → 0.40 nails (E) nail polish (I)",
         "lorry train --train '/home/me/secret/train' --lr 0.00123",
@@ -71,6 +73,13 @@ def test_page_says_what_happened(tmp_path):
     ):
         assert words in text, words
     assert text.index("1,200 judged pairs") > text.index("Before and after test")  # that of the verdict is first
+
+
+def test_the_page_says_what_the_test_split_shares_with_training(tmp_path):
+    shared = "12 of the 90 queries and 1,034 of the 1,200 pairs are training queries and pairs as well"
+    text = visible(page(tmp_path, overlapping()))
+    assert f"Of the test split, {shared}: the figures may be too good." in text
+    assert f"test: {shared}." in text
 
 
 def test_page_is_self_contained_and_light(tmp_path):
@@ -92,7 +101,7 @@ def test_user_text_is_escaped_everywhere(tmp_path):
         command=EVIL,
         environment={EVIL: EVIL},
         scores={EVIL: ScoresByLabel((EVIL, "I"), np.array([0, 1, 0, 1]), np.arange(4.0), np.arange(4.0))},
-        health={EVIL: Health(2, 1, {EVIL: 1}, {EVIL: [EVIL]}, [EVIL], EVIL)},
+        health={EVIL: Health(2, 1, {EVIL: 1}, {EVIL: [EVIL]}, [EVIL], EVIL, {EVIL: EVIL})},
         changes=[QueryChange(EVIL, 0.1, 0.2, EVIL, EVIL, EVIL, EVIL)],
     )
     html = page(tmp_path, facts)
@@ -105,7 +114,7 @@ def test_page_has_what_there_is(tmp_path):
     bare = make_facts(**NO_CHARTS, health={}, changes=[], intervals={})
     text = visible(page(tmp_path, bare))
     assert "Before and after" in text
-    for heading in ("Similarity by label", "Queries that changed most", "Loss"):
+    for heading in ("Similarity by label", "Queries that changed most", "Loss", "not read"):
         assert heading not in text
 
 

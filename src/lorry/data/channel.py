@@ -6,6 +6,7 @@ object. What stays in memory is every distinct string once, and four bytes per r
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,31 +19,15 @@ from numpy.typing import NDArray
 
 from lorry.config import PairOptions
 from lorry.data.cleaning import clean
-from lorry.data.files import map_column, spool
 from lorry.data.schema import SourceSchema, find_schema
-from lorry.data.sources import find_sources
+from lorry.data.sources import OTHER_NAMES, find_sources
+from lorry.data.spool import map_column, spool
+from lorry.data.strings import Column, encode, join, join_ids
+from lorry.data.wording import listed, plain
 from lorry.errors import UserError
 from lorry.names import SPLITS
 
-BUCKET_BYTES = 128 << 20  # bytes of a column in which distinct strings are found at once
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of N strings: the distinct ones, and for every row an index into them.
-
-    Attributes:
-        strings: [U] the distinct strings; large_string.
-        codes: [N] index into `strings`, -1 where the row has no string.
-        unmatched: [N] whether the row's id is missing from the table that the string should come from.
-    """
-
-    strings: pa.ChunkedArray
-    codes: NDArray[np.int32]
-    unmatched: NDArray[np.bool_]
-
-    def __getitem__(self, row: int) -> str | None:
-        return self.strings[self.codes[row]].as_py() if self.codes[row] >= 0 else None
+log = logging.getLogger("lorry")
 
 
 @dataclass(frozen=True)
@@ -54,30 +39,42 @@ class Channel:
         text: The cleaned product texts.
         label: The labels as they were written.
         splits: For each split, whether a row [N] belongs to it and passes the filters; "all" where there are no splits.
+        split: What a column `split` says, if there is one.
+        unsorted: [N] whether that column should say which split a row belongs to, but says something else.
         tables: How many tables were joined: judgements, queries, products.
         sources: Name and split of every source of these tables, in order.
         ends: For each source of judgements, the number of rows in it and those before it.
-        first_row: The number of the first row of a source: 1 in files, 0 in data sets.
+        units: For each source of judgements, what the numbers of its rows count: "line" or "row".
+        numbers: [N] the number of each row in its source.
         skipped: Rows that have the wrong number of cells and were left out.
+        unused: Why a file of the channel is not read, by its name.
     """
 
     query: Column
     text: Column
     label: Column
     splits: dict[str, NDArray[np.bool_]]
+    split: Column | None
+    unsorted: NDArray[np.bool_]
     tables: int
     sources: list[tuple[str, str]]
     ends: list[int]
-    first_row: int
+    units: list[str]
+    numbers: NDArray[np.int32]
     skipped: SkippedRows
+    unused: dict[str, str]
+
+    def place_of(self, row: int) -> str:
+        """Return where a row is, as in "pairs.csv line 7"."""
+        source = int(np.searchsorted(self.ends, row, side="right"))
+        return f"{self.sources[source][0]} {self.units[source]} {self.numbers[row]}"
 
     def describe(self, row: int) -> str:
         """Return in one line where a row is and what it holds."""
-        source = int(np.searchsorted(self.ends, row, side="right"))
-        number = row - ([0, *self.ends])[source] + self.first_row
-        cells = {"query": self.query[row], "text": self.text[row], "label": self.label[row]}
-        held = ", ".join(f"{name} {_short(value)}" for name, value in cells.items())
-        return f"{self.sources[source][0]} row {number}: {held}"
+        held = f"query {self.query.describe(row)}, text {self.text.describe(row)}, label {self.label.describe(row)}"
+        if self.split and self.unsorted[row]:
+            held += f", split {self.split.describe(row)}"
+        return f"{self.place_of(row)}: {held}"
 
     def sources_of(self, split: str) -> list[str]:
         """Return the names of the sources that may have rows of a split."""
@@ -110,27 +107,37 @@ def read_tables(location: str, options: PairOptions, names: Collection[str], pur
     Raises:
         UserError: A source or a column is not as it should be, or the filters leave no row.
     """
-    schema = find_schema(location, find_sources(location, names, purpose), options)
-    sources = [(part.source.name, part.source.split) for table in schema.tables for part in table]
-    first_row = schema.judgements[0].source.first_row
+    sources = find_sources(location, names, purpose)
+    schema = find_schema(location, sources.tables, options)
+    unused = sources.unused | schema.unused
+    for name, reason in unused.items():
+        log.warning("%s: %s is not read: %s", location, name, reason)
+    read = [(plain(part.source.name), part.source.split) for table in schema.tables for part in table]
+    units = [part.source.unit for part in schema.judgements]
     tables = sum(map(bool, schema.tables))
     skipped = SkippedRows()
     with tempfile.TemporaryDirectory(prefix="lorry-") as scratch:
         judgements, queries, products = (
             _load(table, Path(scratch) / f"{number}.arrow", skipped) for number, table in enumerate(schema.tables)
         )
-        del schema  # and with it the memory-mapped files of data sets
+        del schema, sources  # and with them the memory-mapped files of data sets
         wanted = _filter(location, judgements, options)
+        split = encode(judgements["split"]) if "split" in judgements.columns else None
+        splits = _split(location, judgements.ends, split, wanted, [name for _, name in read])
         return Channel(
             query=_resolve("query", judgements, queries, ["query_id"]),
             text=_resolve("text", judgements, products, ["product_id", "locale"]),
-            label=_encode(judgements["label"]),
-            splits=_split(judgements, wanted, [split for _, split in sources]),
+            label=encode(judgements["label"]),
+            splits={name: mask for name, mask in splits.items() if name and mask.any()},
+            split=split,
+            unsorted=splits.get("", np.zeros(len(judgements), bool)),
             tables=tables,
-            sources=sources,
+            sources=read,
             ends=judgements.ends,
-            first_row=first_row,
+            units=units,
+            numbers=judgements.numbers,
             skipped=skipped,
+            unused=unused,
         )
 
 
@@ -141,6 +148,7 @@ class _Table:
     path: Path
     columns: list[str]
     ends: list[int]  # for each of its sources, the number of rows in it and those before it
+    numbers: NDArray[np.int32]  # [N] of each row in its source
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -154,18 +162,19 @@ def _load(parts: Sequence[SourceSchema], path: Path, skipped: SkippedRows) -> _T
     names = list(dict.fromkeys(name for part in parts for name in part.columns))
     schema = pa.schema([(name, pa.large_string()) for name in names])
     ends: list[int] = []
+    numbers = [np.empty(0, np.int32)]
 
     def batches() -> Iterator[pa.Table]:
-        rows = 0
         for part in parts:
             needed = list(dict.fromkeys(column for columns in part.columns.values() for column in columns))
-            for batch in part.source.read_batches(needed, skipped.add):
-                rows += batch.num_rows
-                yield pa.table([_cells(batch, part.columns.get(name, []), name) for name in names], schema=schema)
-            ends.append(rows)
+            for rows in part.source.read_batches(needed, skipped.add):
+                numbers.append(rows.numbers)
+                cells = [_cells(rows.cells, part.columns.get(name, []), name) for name in names]
+                yield pa.table(cells, schema=schema)
+            ends.append(sum(map(len, numbers)))
 
     spool(batches(), schema, path)
-    return _Table(path, names, ends)
+    return _Table(path, names, ends, np.concatenate(numbers))
 
 
 def _cells(batch: pa.Table, columns: Sequence[str], name: str) -> pa.ChunkedArray:
@@ -179,43 +188,14 @@ def _cells(batch: pa.Table, columns: Sequence[str], name: str) -> pa.ChunkedArra
     return clean(cells) if name in ("query", "text") else cells
 
 
-def _encode(column: pa.ChunkedArray) -> Column:
-    """Find the distinct strings of a column, bucket by bucket: all at once would take several times their size.
-
-    The bucket of a string follows from its length and its last two bytes.
-    """
-    buckets = 1 + column.nbytes // BUCKET_BYTES
-    ends = pc.binary_slice(column.cast(pa.large_binary()), -2, None).dictionary_encode().combine_chunks()
-    codes = np.full(len(column), -1, np.int32)
-    strings: list[pa.Array] = []
-    bucket_of_row = (
-        pc.binary_length(column).fill_null(0).to_numpy() + ends.indices.fill_null(0).to_numpy(zero_copy_only=False)
-    ) % buckets
-    for bucket in range(buckets):
-        mask = bucket_of_row == bucket
-        some = (column.filter(pa.array(mask)) if buckets > 1 else column).combine_chunks().dictionary_encode()
-        before = sum(map(len, strings))
-        codes[mask] = pc.add(some.indices, before).fill_null(-1)
-        strings.append(some.dictionary)
-    del some
-    pa.default_memory_pool().release_unused()
-    return Column(pa.chunked_array(strings, pa.large_string()), codes, np.zeros(len(column), bool))
-
-
 def _resolve(name: str, rows: _Table, other: _Table, key: Sequence[str]) -> Column:
     """Return a column of the judgements, or of the `other` table, joined on the columns of `key` that both have."""
     if name in rows.columns:
-        return _encode(rows[name])
+        return encode(rows[name])
     shared = [column for column in key if column in rows.columns and column in other.columns]
-    index = pc.index_in(_key(rows, shared), value_set=_key(other, shared), skip_nulls=True).fill_null(-1).to_numpy()
-    column = _encode(other[name])
-    return Column(column.strings, np.append(column.codes, np.int32(-1))[index], index < 0)
-
-
-def _key(rows: _Table, columns: Sequence[str]) -> pa.ChunkedArray:
-    if len(columns) == 1:
-        return rows[columns[0]]
-    return pc.binary_join_element_wise(*[rows[column] for column in columns], pa.scalar("\x1f", pa.large_string()))
+    texts = encode(other[name])  # takes most memory, so it comes before the ids
+    ids, table_ids = (join_ids([table[column] for column in shared]) for table in (rows, other))
+    return join(ids, table_ids, texts)
 
 
 def _filter(location: str, rows: _Table, options: PairOptions) -> NDArray[np.bool_]:
@@ -227,41 +207,40 @@ def _filter(location: str, rows: _Table, options: PairOptions) -> NDArray[np.boo
             continue
         if name not in rows.columns:
             raise UserError(f"{location} has no column for the filter {name}", f"Leave {name} out.")
-        column = _encode(rows[name])
-        held = np.array([_plain(item) for item in column.strings.to_pylist()] + [""])
-        if value not in held:
-            shown = ", ".join(held[:6]) or "nothing"
+        column = encode(rows[name])
+        held = np.array([*(_plain(item) == value for item in column.strings.to_pylist()), False])
+        if not held.any():
+            shown = listed(column.strings[:6].to_pylist())
             raise UserError(f"no row of {location} has {name} {value}, only {shown}", f"Change {name} or leave it out.")
-        wanted &= (held == value)[column.codes]
+        wanted &= held[column.codes]
     if not wanted.any():
         kept = " that the filters keep" if len(rows) else ""
         raise UserError(f"{location} has no rows{kept}", "Give judged pairs.")
     return wanted
 
 
-def _split(rows: _Table, wanted: NDArray[np.bool_], of_source: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+def _split(
+    location: str, ends: Sequence[int], column: Column | None, wanted: NDArray[np.bool_], of_source: Sequence[str]
+) -> dict[str, NDArray[np.bool_]]:
     """Return which rows [N] belong to each split: that of their source, else what a column `split` says.
 
-    A column `split` that holds anything but the names of our splits is ignored.
+    Where the column names our splits, the rows for which it says something else are those of "". A column that names
+    none of them means something else and is not used.
     """
     if any(of_source):
-        lengths = np.diff([0, *rows.ends])
-        found = {name: np.repeat([split == name for split in of_source], lengths) & wanted for name in SPLITS}
-        return {name: mask for name, mask in found.items() if mask.any()}
-    if "split" in rows.columns:
-        column = _encode(rows["split"])
-        names = [_plain(name) for name in column.strings.to_pylist()]
-        if set(names) <= set(SPLITS) and (column.codes >= 0).all():
-            found = {name: np.array([item == name for item in names])[column.codes] & wanted for name in SPLITS}
-            return {name: mask for name, mask in found.items() if mask.any()}
-    return {"all": wanted}
+        lengths = np.diff([0, *ends])
+        return {name: np.repeat([split == name for split in of_source], lengths) & wanted for name in SPLITS}
+    if column is None:
+        return {"all": wanted}
+    said = [OTHER_NAMES.get(_plain(name), _plain(name)) for name in column.strings.to_pylist()]
+    names = np.array([*(name if name in SPLITS else "" for name in said), ""])
+    if not (names != "").any():
+        log.warning("%s: the column split is not used: it says %s", location, listed(column.strings[:6].to_pylist()))
+        return {"all": wanted}
+    return {name: (names == name)[column.codes] & wanted for name in (*SPLITS, "")}
 
 
 def _plain(value: str) -> str:
     """Return a cell of a filter column in its simplest form: 1.0 and true become 1."""
     plain = value.strip().lower().removesuffix(".0")
     return "1" if plain == "true" else plain
-
-
-def _short(value: str | None) -> str:
-    return "missing" if value is None else repr(value if len(value) <= 40 else value[:39] + "…")

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lorry.data.wording import quoted
 from lorry.errors import UserError
 
 ESCI = {"e": 1.0, "s": 0.1, "c": 0.01, "i": 0.0, "exact": 1.0, "substitute": 0.1, "complement": 0.01, "irrelevant": 0.0}
@@ -32,6 +33,10 @@ BOOLEANS = {"true": 1.0, "false": 0.0}
 NUMBER = r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
 MAX_LEVELS = 16  # a scale with more grades is shown in STEPS steps
 STEPS = 9
+BINARY = ((0.0, 1.0), (-1.0, 1.0))
+LARGEST = float(np.finfo(np.float32).max)
+RARE = 100  # a label is rare that fewer than one of so many rows has, or a single row of ten or more
+FAR = 3  # a rare label is an outlier if it is farther from the others than so many times the range of these
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,50 @@ def find_scale(labels: pa.Array, counts: NDArray[np.int64], label_map: str, thre
     rows["numbers"] = counts[~np.isnan(numbers)].sum()
     name = max(rows, key=lambda name: rows[name])
     if not rows[name]:
-        shown = ", ".join(repr(label) for label in labels.drop_null()[:5].to_pylist()) or "none"
+        shown = ", ".join(map(quoted, labels.drop_null()[:5].to_pylist())) or "none"
         raise UserError(f"unknown labels: {shown}", "Give their grades: --label_map good=1,fair=0.5,bad=0")
     if name == "ESCI":
         return Scale(name, ESCI, "none", (1, 0.1, 0.01, 0), ("E", "S", "C", "I"), 0, _or(threshold, 0.1))
     if name == "WANDS":
         return Scale(name, WANDS, "none", (1, 0.5, 0), ("Exact", "Partial", "Irrelevant"), 0, _or(threshold, 1))
     return _numeric(np.unique(numbers[~np.isnan(numbers)]), threshold)
+
+
+def find_outlier(labels: pa.Array, counts: NDArray[np.int64]) -> tuple[int, str] | None:
+    """Return the index of a number that does not belong on the scale of the others, and why; None if there is none.
+
+    A rare label that is far from all others is a mistake or means "not judged", as 11 among 0 and 1, or -999. So is
+    any rare number outside 0 and 1, or -1 and 1, where nearly all labels are these two.
+
+    Args:
+        labels: [L] the distinct labels as they were read.
+        counts: [L] number of rows with each label.
+    """
+    numbers = np.where(counts > 0, _numbers(_normal(labels)), np.nan)
+    if (too_large := np.abs(numbers) > LARGEST).any():
+        return int(too_large.argmax()), "is a larger number than Lorry can compute with"
+    grades, place = np.unique(numbers[~np.isnan(numbers)], return_inverse=True)
+    if len(grades) < 3:
+        return None
+    rows = np.bincount(place, weights=counts[~np.isnan(numbers)]).astype(np.int64)
+    inside = _inside(grades, rows) & _inside(-grades[::-1], rows[::-1])[::-1]
+    for binary in BINARY:
+        others = ~np.isin(grades, binary)
+        if np.isin(binary, grades).all() and rows[others].sum() <= rows.sum() // RARE:
+            inside &= (binary[0] <= grades) & (grades <= binary[1])
+    if inside.all():
+        return None
+    low, high = grades[inside].min(), grades[inside].max()
+    return int(np.flatnonzero(numbers == grades[~inside][0])[0]), f"is far from nearly all others, {low:g} to {high:g}"
+
+
+def _inside(grades: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of the rising grades are not rare ones that lie far above the others."""
+    total = rows.sum()
+    rare = rows[::-1].cumsum()[::-1] <= max(total // RARE, total >= 10)
+    ranges = grades[:-1] - grades[0]
+    far = rare[1:] & (ranges > 0) & (np.diff(grades) > FAR * ranges)
+    return np.append(True, ~np.logical_or.accumulate(far))[: len(grades)]
 
 
 def parse_label_map(text: str) -> dict[str, float]:
@@ -125,8 +167,10 @@ def parse_label_map(text: str) -> dict[str, float]:
             known[name] = float(number)
         except ValueError:
             known[name] = math.nan
-        if not name or not math.isfinite(known[name]):
-            raise UserError(f"label_map has {item!r}", "Write name=number,name=number, e.g. good=1,fair=0.5,bad=0")
+        if not name or not abs(known[name]) <= LARGEST:
+            raise UserError(
+                f"label_map has {quoted(item)}", "Write name=number,name=number, e.g. good=1,fair=0.5,bad=0"
+            )
     return known
 
 

@@ -2,8 +2,8 @@
 
 ESCI as published (two tables) or joined, Home Depot, WANDS (three tables) and your own tables are all read in the same
 way: see `sources` for what a channel may be, `schema` for how columns are recognised and `labels` for what labels mean.
-A row that cannot be used is counted by kind and left out. Of several rows with the same query and text, the first is
-kept.
+A row that cannot be used is counted by kind and left out, see `health`. Of several rows of a split with the same query
+and text, the first is kept.
 """
 
 from __future__ import annotations
@@ -21,61 +21,16 @@ from numpy.typing import NDArray
 
 from lorry.config import PairOptions, TrainConfig
 from lorry.data.channel import Channel, read_tables
-from lorry.data.labels import Scale, find_scale
+from lorry.data.health import GOOD, Health, Overlap, find_faults, health_of, refuse_if_bad
+from lorry.data.labels import Scale, find_outlier, find_scale
+from lorry.data.wording import quoted
 from lorry.errors import UserError
 from lorry.names import SPLITS
 
 log = logging.getLogger("lorry")
 
 HELD_OUT = ("validation", "test")  # splits that may be channels of their own or come with the training pairs
-MAX_BAD_SHARE = 0.1  # a split with a larger share of bad rows is refused
-EXAMPLES = 3  # shown for each kind of bad row
-GOOD = 0
-# What can be wrong with a row; its code is the index. The last kind, a copy of an earlier row, is harmless.
-KINDS = (
-    "",
-    "unknown query id",
-    "missing query",
-    "unknown product",
-    "missing text",
-    "missing label",
-    "unknown label",
-    "conflicting duplicate",
-    "repeated",
-)
-CONFLICT, REPEATED = KINDS.index("conflicting duplicate"), KINDS.index("repeated")
-WRONG_CELLS = "wrong number of cells"  # such a row is skipped while reading, so it has no code
-HINTS = {
-    "unknown query id": "Add the missing queries to the table of queries.",
-    "missing query": "Name another column, --query_column NAME, or correct these rows.",
-    "unknown product": "Add the missing products to the table of products (same id and locale).",
-    "missing text": "Name other columns, --text_columns NAME,NAME, or correct these rows.",
-    "missing label": "Name another column, --label_column NAME, or correct these rows.",
-    "unknown label": "Give the grade of each label: --label_map good=1,fair=0.5,bad=0",
-    "conflicting duplicate": "Keep one label for each query and text.",
-    WRONG_CELLS: "Put cells that contain the separator in quotation marks, or save as parquet.",
-}
-
-
-@dataclass(frozen=True)
-class Health:
-    """What was found while reading.
-
-    Attributes:
-        rows: Rows read, after the filters (locale, small_version, split).
-        kept: Rows that became pairs.
-        bad: Rows left out, by kind; "repeated" (an exact copy of an earlier row) is harmless.
-        examples: Up to three rows of each kind, one line each, with file (or split) and row.
-        sources: Names of the files, or of the data set and its split.
-        form: What the channel contains, e.g. "ESCI, two tables" or "grades 1..3 pairs".
-    """
-
-    rows: int
-    kept: int
-    bad: dict[str, int]
-    examples: dict[str, list[str]]
-    sources: list[str]
-    form: str
+OVERLAP = "also in validation or test"  # training pairs that --exclude_overlap leaves out
 
 
 @dataclass(frozen=True)
@@ -175,8 +130,9 @@ def read_splits(config: TrainConfig) -> dict[str, Pairs]:
             splits[name] = found[name]
     if "validation" not in splits:
         splits["train"], splits["validation"] = split_by_query(splits["train"], config.validation_fraction)
+    splits = _compare_with_training({name: splits[name] for name in SPLITS if name in splits}, config.exclude_overlap)
     check_both_classes(splits["train"], "training")
-    return {name: splits[name] for name in SPLITS if name in splits}
+    return splits
 
 
 def split_by_query(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
@@ -236,14 +192,15 @@ def _read(
         purpose: "train", "validation" or "test" where the channel is given as that, else "".
         scale: The scale of the labels; None: find it.
     """
-    channel = read_tables(location, options, names, purpose)
-    splits = _used_splits(location, channel, names, purpose)
-    wanted = np.logical_or.reduce(list(splits.values()))
+    channel = _choose_splits(location, read_tables(location, options, names, purpose), names, purpose)
+    wanted = np.logical_or.reduce(list(channel.splits.values()))
     codes = channel.label.codes[wanted]
     counts = np.bincount(codes[codes >= 0], minlength=len(channel.label.strings))
+    if not options.label_map and (scale is None or scale.numbers == "all"):
+        _refuse_outlier(channel, wanted, counts)
     scale = scale or find_scale(channel.label.strings, counts, options.label_map, options.positive_threshold)
     grades = np.append(scale.grades(channel.label.strings), np.nan)[channel.label.codes]
-    fault = _faults(channel, grades, wanted)
+    fault = find_faults(channel, grades)
     form = scale.name + (" pairs", ", two tables", ", three tables")[channel.tables - 1]
     whole = Pairs(
         queries=channel.query.strings,
@@ -257,76 +214,90 @@ def _read(
         health=Health(0, 0, {}, {}, [], form),
     )
     found: dict[str, Pairs] = {}
-    for name, mask in splits.items():
-        health = _health(channel, fault, name, mask, form, with_skipped=not found)
-        _refuse_if_bad(location, name, health, purpose)
+    for name, mask in channel.splits.items():
+        rows = mask if found else mask | channel.unsorted  # which belong to no split, so the first one counts them
+        health = health_of(channel, fault, name, rows, form, skipped=not found)
+        instead = f" Or give other {name} pairs: --{name} FOLDER" if purpose == "train" and name in HELD_OUT else ""
+        refuse_if_bad(health, _named(location, name), instead)
         found[name] = replace(whole.select(mask & (fault == GOOD)), health=health)
         _log(location, name, found[name])
     return found, scale
 
 
-def _used_splits(location: str, channel: Channel, names: Collection[str], purpose: str) -> dict[str, NDArray[np.bool_]]:
-    """Return the rows [N] of each split to use; a channel of validation or test pairs is used as a whole."""
+def _choose_splits(location: str, channel: Channel, names: Collection[str], purpose: str) -> Channel:
+    """Return the channel with the splits to use; a channel of validation or test pairs is used as a whole."""
     if purpose in HELD_OUT:
-        return {"all": np.logical_or.reduce(list(channel.splits.values()))}
+        whole = np.logical_or.reduce([*channel.splits.values(), channel.unsorted])
+        return replace(channel, splits={"all": whole}, unsorted=np.zeros_like(whole))
     used = {name: mask for name, mask in channel.splits.items() if name in (*names, "all")}
-    if purpose and not {purpose, "all"} & used.keys():
-        raise UserError(f"{location} has no rows of the split {purpose}", f"Give other pairs: --{purpose} FOLDER")
+    if not used or (purpose and not {purpose, "all"} & used.keys()):
+        instead = f"Give other pairs: --{purpose} FOLDER" if purpose else "Give other pairs."
+        raise UserError(f"{location} has no rows of the split {purpose or ' or '.join(SPLITS)}", instead)
     if others := ", ".join(channel.splits.keys() - used.keys()):
         log.info("%s: not using the rows of split %s, which has a channel of its own", location, others)
-    return used
+    return replace(channel, splits=used)
 
 
-def _faults(channel: Channel, grades: NDArray[np.float64], wanted: NDArray[np.bool_]) -> NDArray[np.int8]:
-    """Return what is wrong with each row [N], as an index into KINDS; only `wanted` rows count as duplicates."""
-    query, text, label = channel.query, channel.text, channel.label
-    fault = np.select(
-        [query.unmatched, query.codes < 0, text.unmatched, text.codes < 0, label.codes < 0, np.isnan(grades)],
-        list(range(1, CONFLICT)),
-        GOOD,
-    ).astype(np.int8)
-    rows = np.flatnonzero(wanted & (fault == GOOD))
-    pair = query.codes[rows].astype(np.int64) * len(text.strings) + text.codes[rows]
-    order = np.argsort(pair, kind="stable")  # equal pairs side by side, in the order of their rows
-    rows, pair = rows[order], pair[order]
-    again = np.flatnonzero(pair[1:] == pair[:-1]) + 1
-    begins = np.arange(len(pair))
-    begins[again] = 0
-    first = rows[np.maximum.accumulate(begins)[again]]
-    same = grades[rows[again]] == grades[first]
-    fault[rows[again]] = np.where(same, REPEATED, CONFLICT)
-    return fault
-
-
-def _health(
-    channel: Channel, fault: NDArray[np.int8], split: str, mask: NDArray[np.bool_], form: str, *, with_skipped: bool
-) -> Health:
-    """Return what was found in the rows [N] of a split; skipped rows belong to no split, so one of them counts them."""
-    counts = np.bincount(fault[mask], minlength=len(KINDS)).tolist()
-    bad = {KINDS[code]: count for code, count in enumerate(counts) if count and code != GOOD}
-    examples = {
-        kind: [channel.describe(int(row)) for row in np.flatnonzero(mask & (fault == KINDS.index(kind)))[:EXAMPLES]]
-        for kind in bad
-    }
-    if with_skipped and channel.skipped.count:
-        bad[WRONG_CELLS], examples[WRONG_CELLS] = channel.skipped.count, channel.skipped.examples
-    rows = counts[GOOD] + sum(bad.values())
-    return Health(rows, counts[GOOD], bad, examples, channel.sources_of(split), form)
-
-
-def _refuse_if_bad(location: str, split: str, health: Health, purpose: str) -> None:
-    """Refuse a split with too many bad rows, or with none but copies of rows of other splits."""
-    place = _named(location, split)
-    instead = f" Or give other {split} pairs: --{split} FOLDER" if purpose == "train" and split in HELD_OUT else ""
-    bad = {kind: count for kind, count in health.bad.items() if kind != KINDS[REPEATED]}
-    if sum(bad.values()) > MAX_BAD_SHARE * health.rows:
-        worst = sorted(bad, key=lambda kind: -bad[kind])
-        kinds = "; ".join(f"{bad[kind]:,} {kind} ({health.examples[kind][0]})" for kind in worst)
+def _refuse_outlier(channel: Channel, wanted: NDArray[np.bool_], counts: NDArray[np.int64]) -> None:
+    """Refuse a label that a single mistake may have put far outside the scale: it would move the whole scale."""
+    if outlier := find_outlier(channel.label.strings, counts):
+        label, fault = outlier
+        row = int(np.flatnonzero(wanted & (channel.label.codes == label))[0])
         raise UserError(
-            f"{sum(bad.values()):,} of {health.rows:,} rows of {place} are bad: {kinds}", HINTS[worst[0]] + instead
+            f"{channel.place_of(row)}: the label {quoted(channel.label.strings[label].as_py())} {fault}",
+            "Correct it; leave the cell empty if it means that nobody judged the pair; or, if it is right, give the "
+            "grade of every label: --label_map 0=0,1=1,9=9",
         )
-    if not health.kept:
-        raise UserError(f"all {health.rows:,} rows of {place} repeat rows of other splits", "Remove them." + instead)
+
+
+def _compare_with_training(splits: dict[str, Pairs], exclude: str) -> dict[str, Pairs]:
+    """Say what validation and test pairs have in common with the training pairs, and leave that out of training.
+
+    Args:
+        splits: The pairs of each split.
+        exclude: Which training pairs to leave out: none, pairs or queries (see `TrainConfig.exclude_overlap`).
+
+    Raises:
+        UserError: No training pairs are left.
+    """
+    train, others = splits["train"], {name: splits[name] for name in HELD_OUT if name in splits}
+    if exclude != "none":
+        shared = [_shared_with(train, other)[exclude == "pairs"] for other in others.values()]
+        excluded = np.logical_or.reduce(shared)
+        if excluded.all():
+            raise UserError(
+                f"all {len(train):,} training pairs are left out by exclude_overlap={exclude}",
+                "Give training pairs that are not in validation and test as well.",
+            )
+        train = _leave_out(train, excluded)
+    for name, other in others.items():
+        query, pair = _shared_with(train, other)
+        overlap = Overlap(len(np.unique(train.query[query])), len(other.queries), int(pair.sum()), len(other))
+        others[name] = replace(other, health=replace(other.health, overlap=overlap))
+        if overlap.shared_queries:
+            log.warning("%s: %s; --exclude_overlap queries leaves them out of training", name, overlap)
+        else:
+            log.info("%s: %s", name, overlap)
+    return {"train": train, **others}
+
+
+def _shared_with(train: Pairs, other: Pairs) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which pairs [N] of `train` have a query that `other` has, and which have a query and text that it has."""
+    query = pc.index_in(train.queries, value_set=other.queries).fill_null(-1).to_numpy()[train.query]
+    same_query, same_pair = query >= 0, np.zeros(len(train), bool)
+    if same_query.any():
+        text = pc.index_in(train.texts, value_set=other.texts).fill_null(-1).to_numpy()[train.text]
+        rows = np.flatnonzero(same_query & (text >= 0))
+        pairs = query[rows].astype(np.int64) * len(other.texts) + text[rows]
+        same_pair[rows] = np.isin(pairs, other.query.astype(np.int64) * len(other.texts) + other.text)
+    return same_query, same_pair
+
+
+def _leave_out(train: Pairs, excluded: NDArray[np.bool_]) -> Pairs:
+    count, health = int(excluded.sum()), train.health
+    log.info("left out of training: %s pairs that are %s", f"{count:,}", OVERLAP)
+    bad = health.bad | ({OVERLAP: count} if count else {})
+    return replace(train.select(~excluded), health=replace(health, kept=health.kept - count, bad=bad))
 
 
 def _log(location: str, name: str, pairs: Pairs) -> None:

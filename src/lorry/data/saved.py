@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lorry.data.files import BATCH_ROWS, RowSkipped, flatten_structs, select_text
+from lorry.data.rows import BATCH_ROWS, Rows, RowSkipped, flatten_structs, select_text, text_rows
 from lorry.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,16 +39,17 @@ class DatasetSource:
     dataset: Dataset
     name: str
     split: str
-    first_row: ClassVar[int] = 0
-    """The number of the first row: `datasets` counts from 0."""
+    unit: ClassVar[str] = "row"
 
     def column_names(self) -> list[str]:
         """Return the columns; a field within a field is named with a dot, as in `fields.title`."""
         names: list[str] = flatten_structs(self.dataset.features.arrow_schema.empty_table()).column_names
         return names
 
-    def read_batches(self, columns: Sequence[str], skipped: RowSkipped) -> Iterator[pa.Table]:
-        """Yield the given columns as `files.read_batches` does; class labels become the names of their classes.
+    def read_batches(self, columns: Sequence[str], skipped: RowSkipped) -> Iterator[Rows]:
+        """Yield the given columns, batch by batch; class labels become the names of their classes.
+
+        Rows are numbered from 0, as `datasets` does.
 
         Raises:
             UserError: The data set is damaged, or a column cannot be read as text.
@@ -58,12 +59,14 @@ class DatasetSource:
         features = self.dataset.features.flatten()
         labels = {name: features[name].names for name in columns if isinstance(features.get(name), ClassLabel)}
         whole = [name for name in self.dataset.column_names if any(f"{c}.".startswith(f"{name}.") for c in columns)]
+        first = 0
         with _reading(self.name):
             for batch in self.dataset.with_format("arrow", columns=whole).iter(BATCH_ROWS):
                 table = flatten_structs(batch)
                 for name, classes in labels.items():
                     table = table.set_column(table.column_names.index(name), name, _class_names(table[name], classes))
-                yield select_text(table, columns, self.name)
+                yield text_rows(select_text(table, columns, self.name), first)
+                first += len(table)
 
 
 def is_saved(folder: Path) -> bool:

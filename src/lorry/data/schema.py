@@ -1,32 +1,32 @@
 """Find out which column is what, and what each table of a channel holds, from the names of the columns.
 
 A table with labels holds judgements; one with queries and their ids, queries; one with product texts and their ids,
-products. Tables of one kind are read as one, even if their columns have different names. Other tables are not read.
+products. Tables of one kind are read as one, even if their columns have different names. Other tables are not read,
+which is said; one that looks like judgements is refused.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from lorry.config import PairOptions
+from lorry.data.column_names import OPTIONS, Choice, choose_columns, names_of, product_id_of
 from lorry.data.sources import Source
+from lorry.data.wording import listed, plain, quoted, short
 from lorry.errors import UserError, nearest
 
-# Names by which a column is recognised, the most reliable first. Case, blanks and the part before a dot are ignored.
-# The text is the title alone: longer texts make training several times slower, so they must be asked for.
-NAMES = {
-    "query": ("query", "search_term", "search_query", "query_text"),
-    "text": ("product_title", "product_name", "title", "name", "product_text", "text"),
-    "label": ("esci_label", "relevance_label", "relevance", "label", "grade"),
-    "query_id": ("query_id",),
-    "product_id": ("product_id", "product_uid", "item_id", "asin"),
-    "locale": ("product_locale", "locale"),
-    "small_version": ("small_version",),
-    "split": ("split",),
+log = logging.getLogger("lorry")
+
+# What a judgement needs: what it is called, the columns that have it, and the option that names one.
+PARTS = {
+    "label": (("label",), "--label_column NAME"),
+    "query": (("query", "query_id"), "--query_column NAME"),
+    "product text": (("text", "product_id"), "--text_columns NAME,NAME"),
 }
+NO_COLUMNS = "no columns (a JSON file needs one object per line)"
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,19 @@ class SourceSchema:
 
 @dataclass(frozen=True)
 class Schema:
-    """What the sources of a channel hold; `queries` and `products` are empty where the judgements include them."""
+    """What the sources of a channel hold.
+
+    Attributes:
+        judgements: Tables with labels.
+        queries: Tables of queries; empty where the judgements include them.
+        products: Tables of products; empty where the judgements include their texts.
+        unused: Why a table is not read, by its name.
+    """
 
     judgements: list[SourceSchema]
     queries: list[SourceSchema]
     products: list[SourceSchema]
+    unused: dict[str, str] = field(default_factory=dict)
 
     @property
     def tables(self) -> tuple[list[SourceSchema], list[SourceSchema], list[SourceSchema]]:
@@ -65,124 +73,173 @@ def find_schema(location: str, sources: Sequence[Source], options: PairOptions) 
         options: Names columns that are not recognised.
 
     Raises:
-        UserError: A column that `options` names does not exist; no query, text or label is recognised; or a table that
-            the judgements refer to is missing.
+        UserError: A column that `options` names does not exist; no query, text or label is recognised, or several
+            columns may be meant; or a table that the judgements refer to is missing.
     """
     columns = [source.column_names() for source in sources]
     _check_named_columns(location, list(dict.fromkeys(name for names in columns for name in names)), options)
-    schema = Schema([], [], [])
-    seen: dict[str, list[str]] = {}
-    for source, names in zip(sources, columns, strict=True):
-        found = _recognise(names, options)
-        seen |= found
-        if "label" in found and found.keys() & {"query", "query_id"} and found.keys() & {"text", "product_id"}:
-            unneeded = {"query_id"} if "query" in found else set()
-            unneeded |= {"product_id"} if "text" in found else set()
-            schema.judgements.append(SourceSchema(source, {key: found[key] for key in found if key not in unneeded}))
-        elif source.split:  # a split that is to be read must be one of judgements
-            _refuse(
-                location, {source.name: names}, found, ", or give the split train alone (FOLDER/train, ?split=train)"
+    tables = [
+        _Table(source, names, choose_columns(names, options)) for source, names in zip(sources, columns, strict=True)
+    ]
+    judged = [table for table in tables if not table.missing]
+    others = [table for table in tables if table.missing]
+    _refuse_what_lacks_a_part(location, judged, others)
+    with_query, with_text = _check_alike(location, judged)
+    read: dict[str, list[tuple[_Table, list[str]]]] = {"judgements": [], "queries": [], "products": []}
+    for table in judged:
+        unneeded = {"query_id"} if with_query else set()
+        unneeded |= {"product_id"} if with_text else set()
+        read["judgements"].append((table, [kind for kind in table.found if kind not in unneeded]))
+    unused: dict[str, str] = {}
+    for table in others:
+        if table.holds_queries and not with_query:
+            read["queries"].append((table, ["query", "query_id"]))
+        elif table.holds_products and not with_text:
+            read["products"].append((table, ["text", "product_id", "locale"]))
+        else:
+            unused[plain(table.source.name)] = table.why_unused
+    _check_tables_exist(location, judged[0], with_query or bool(read["queries"]), with_text or bool(read["products"]))
+    _check_choices(location, [item for items in read.values() for item in items])
+    schemas = {name: [table.schema(kinds) for table, kinds in items] for name, items in read.items()}
+    return Schema(**schemas, unused=unused)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A source, its columns, and what they are recognised as."""
+
+    source: Source
+    names: list[str]
+    found: dict[str, Choice]
+
+    @property
+    def missing(self) -> list[str]:
+        """Return what a table of judgements must have, and this one lacks."""
+        return [part for part, (kinds, _) in PARTS.items() if not self.found.keys() & set(kinds)]
+
+    @property
+    def holds_queries(self) -> bool:
+        return {"query", "query_id"} <= self.found.keys()
+
+    @property
+    def holds_products(self) -> bool:
+        return "text" in self.found and bool(self.product_id)
+
+    @property
+    def product_id(self) -> Choice | None:
+        return self.found.get("product_id") or product_id_of(self.names)
+
+    @property
+    def why_unused(self) -> str:
+        if self.holds_queries or self.holds_products:
+            return f"the judged pairs have the {'query' if self.holds_queries else 'product text'} themselves"
+        return f"no column is recognised as {' or '.join(self.missing)}" if self.names else NO_COLUMNS
+
+    def choice(self, kind: str) -> Choice | None:
+        return self.product_id if kind == "product_id" else self.found.get(kind)
+
+    def schema(self, kinds: Sequence[str]) -> SourceSchema:
+        chosen = {kind: self.choice(kind) for kind in kinds}
+        return SourceSchema(self.source, {kind: choice.taken for kind, choice in chosen.items() if choice})
+
+
+def _refuse_what_lacks_a_part(location: str, judged: Sequence[_Table], others: Sequence[_Table]) -> None:
+    """Refuse a channel without judgements, and a table that seems to be meant as judgements but lacks a part."""
+    for table in others:
+        if table.source.split:  # a split that is to be read must be one of judgements
+            ways = ", or give the split train alone (FOLDER/train, ?split=train)"
+            _refuse(location, [table], ways)
+    if not judged:
+        _refuse(location, others)
+    ids = {"query_id", "product_id", "locale"}
+    for table in others:
+        known = {name for kind, choice in table.found.items() if kind in ids for name in choice.taken}
+        shared = [name for name in table.names if name in judged[0].names and name not in known]
+        known_table = table.holds_queries or table.holds_products
+        if len(table.missing) < 2 or (len(shared) > 1 and not known_table):
+            flags = " ".join(PARTS[part][1] for part in table.missing)
+            raise UserError(
+                f"{plain(table.source.name)} of {location} looks like judged pairs, but no column is recognised as "
+                f"{' or '.join(table.missing)}: it has {listed(table.names)}",
+                f"Name the column as in the other files, or for all of them with {flags}, or move the file elsewhere.",
             )
-        elif {"query", "query_id"} <= found.keys():
-            schema.queries.append(SourceSchema(source, {key: found[key] for key in ("query", "query_id")}))
-        elif "text" in found and (product_id := found.get("product_id") or _recognise_id(names)):
-            locale = {"locale": found["locale"]} if "locale" in found else {}
-            schema.products.append(SourceSchema(source, {"text": found["text"], "product_id": product_id, **locale}))
-    if not schema.judgements:
-        _refuse(location, {source.name: names for source, names in zip(sources, columns, strict=True)}, seen)
-    return _only_needed(location, schema)
 
 
-def _recognise(columns: Sequence[str], options: PairOptions) -> dict[str, list[str]]:
-    short: dict[str, str] = {}
-    for column in columns:
-        short.setdefault(_short(column), column)
-    found = {
-        kind: [next(short[name] for name in names if name in short)]
-        for kind, names in NAMES.items()
-        if any(name in short for name in names)
-    }
-    wanted = {"query": options.query_column, "text": options.text_columns, "label": options.label_column}
-    for kind, text in wanted.items():
-        if text:
-            named = _listed(text)
-            found.pop(kind, None)
-            if set(named) <= set(columns):
-                found[kind] = named
-    return found
-
-
-def _recognise_id(columns: Sequence[str]) -> list[str]:
-    """Return the column `id`, which in a table of products is the product's id."""
-    return [column for column in columns if _short(column) == "id"][:1]
-
-
-def _short(column: str) -> str:
-    return re.sub(r"[\s-]+", "_", column.rpartition(".")[2].strip().lower())
-
-
-def _listed(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _check_named_columns(location: str, columns: list[str], options: PairOptions) -> None:
-    for option in ("query_column", "text_columns", "label_column"):
-        names = _listed(getattr(options, option)) if option == "text_columns" else [getattr(options, option)]
-        for name in names:
-            if name and name not in columns:
-                guess = nearest(name, columns)
-                hint = f"Did you mean {guess}?" if guess else f"Give one of them: --{option}"
-                raise UserError(f"{location} has no column {name!r} ({option}); it has {_shown(columns)}", hint)
-
-
-def _refuse(location: str, columns: dict[str, list[str]], seen: dict[str, list[str]], also: str = "") -> NoReturn:
+def _refuse(location: str, tables: Sequence[_Table], also: str = "") -> NoReturn:
     """Say which of label, query and text is not recognised.
 
     Args:
         location: The channel.
-        columns: The columns of each source, by its name.
-        seen: What is recognised.
+        tables: None of them has judgements.
         also: What else the user can do.
     """
-    ways = {
-        "label": (("label",), "--label_column NAME"),
-        "query": (("query", "query_id"), "--query_column NAME"),
-        "product text": (("text", "product_id"), "--text_columns NAME,NAME"),
-    }
-    missing = {what: flag for what, (kinds, flag) in ways.items() if not seen.keys() & set(kinds)}
-    held = "; ".join(f"{name} has {_shown(names)}" for name, names in list(columns.items())[:4])
+    missing = [part for part in PARTS if all(part in table.missing for table in tables)]
+    held = "; ".join(f"{plain(table.source.name)} has {listed(table.names, NO_COLUMNS)}" for table in tables[:4])
     what = f"no column of {location} is recognised as {' or '.join(missing)}"
     if not missing:
         what = f"no table of {location} has label, query and product together, as text or as id"
-        missing = {what: flag for what, (_, flag) in ways.items()}
-    raise UserError(f"{what}: {held}", f"Name it: {' '.join(missing.values())}{also}")
+    flags = " ".join(PARTS[part][1] for part in missing or PARTS)
+    raise UserError(f"{what}: {held}", f"Name it: {flags}{also}")
 
 
-def _only_needed(location: str, schema: Schema) -> Schema:
-    """Drop tables that the judgements do not refer to, and check that those they refer to exist."""
-    kinds = [{"query", "text"} & table.columns.keys() for table in schema.judgements]
-    first = schema.judgements[0].source.name
-    for table, kind in zip(schema.judgements, kinds, strict=True):
+def _check_alike(location: str, judged: Sequence[_Table]) -> tuple[bool, bool]:
+    """Return whether the judgements have the query, and the product text, as text rather than as id."""
+    kinds = [{"query", "text"} & table.found.keys() for table in judged]
+    for table, kind in zip(judged, kinds, strict=True):
         if kind != kinds[0]:
             raise UserError(
-                f"{first} and {table.source.name} of {location} have labels, but not both have query and product text",
+                f"{plain(judged[0].source.name)} and {plain(table.source.name)} of {location} have labels, but not "
+                "both have query and product text",
                 "Give both the same columns, or keep them in separate channels.",
             )
-    queries, products = schema.queries, schema.products
-    if "query" not in kinds[0] and not queries:
+    return "query" in kinds[0], "text" in kinds[0]
+
+
+def _check_tables_exist(location: str, judged: _Table, queries: bool, products: bool) -> None:
+    """Refuse judgements with ids that no table explains."""
+    first = plain(judged.source.name)
+    if not queries:
         raise UserError(
             f"{first} has query ids, but {location} has no table of queries",
             "Add one to the files (query_id, query), or name the column of the query: --query_column NAME",
         )
-    if "text" not in kinds[0] and not products:
+    if not products:
         raise UserError(
             f"{first} has product ids, but {location} has no table of products",
             "Add one to the files (product_id, product_title); join the text to the rows of a data set; or name its "
             "columns: --text_columns NAME,NAME",
         )
-    return Schema(schema.judgements, [] if "query" in kinds[0] else queries, [] if "text" in kinds[0] else products)
 
 
-def _shown(columns: Iterable[str]) -> str:
-    names = list(columns)
-    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "") or "no columns"
+def _check_choices(location: str, read: Sequence[tuple[_Table, list[str]]]) -> None:
+    """Refuse a table with several columns that may be meant; say which columns are passed over for surer ones."""
+    notes: list[str] = []
+    for table, kinds in read:
+        for kind, choice in ((kind, table.choice(kind)) for kind in kinds):
+            what = "product text" if kind == "text" else kind.replace("_", " ")
+            if choice and choice.equal:
+                repeated = len(set(choice.equal)) < len(choice.equal)
+                hint = (
+                    f"Name one: --{OPTIONS[kind]} NAME" if kind in OPTIONS and not repeated else "Rename all but one."
+                )
+                raise UserError(
+                    f"{plain(table.source.name)} of {location} has several columns that may be the {what}: "
+                    f"{listed(choice.equal)}",
+                    hint,
+                )
+            if choice and choice.passed_over:
+                notes.append(
+                    f"{location}: the {what} is read from column {listed(choice.taken)}, not from "
+                    f"{listed(choice.passed_over)}"
+                )
+    for note in dict.fromkeys(notes):
+        log.info("%s", note)
+
+
+def _check_named_columns(location: str, columns: list[str], options: PairOptions) -> None:
+    for option in OPTIONS.values():
+        for name in names_of(option, options):
+            if name not in columns:
+                guess = nearest(name, columns)
+                hint = f"Did you mean {short(guess)}?" if guess else f"Give one of them: --{option}"
+                raise UserError(f"{location} has no column {quoted(name)} ({option}); it has {listed(columns)}", hint)

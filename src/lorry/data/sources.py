@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lorry.data.files import FileSource, file_format, list_files
 from lorry.data.hub import load_from_hub
 from lorry.data.hub_uri import HubUri, is_hub_uri, parse_hub_uri
 from lorry.data.saved import JSON_FILES, DatasetSource, is_saved, open_saved, saved_splits
+from lorry.data.unpacking import reading
 from lorry.errors import UserError
 from lorry.names import SPLITS
 
@@ -18,10 +19,30 @@ log = logging.getLogger("lorry")
 
 Source = FileSource | DatasetSource
 
-OTHER_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}  # of splits, as the Hub also has them
+OTHER_NAMES = {
+    "training": "train",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "testing": "test",
+}
+"""Other names of splits, in lower case."""
 
 
-def find_sources(location: str, names: Collection[str], purpose: str) -> list[Source]:
+@dataclass(frozen=True)
+class Sources:
+    """What a channel consists of.
+
+    Attributes:
+        tables: Its files, its data set, or the splits of that.
+        unused: Why a file is not read, by its name.
+    """
+
+    tables: list[Source]
+    unused: dict[str, str] = field(default_factory=dict)
+
+
+def find_sources(location: str, names: Collection[str], purpose: str) -> Sources:
     """Return the tables of a channel.
 
     Of a data set that has several splits, only those asked for are read. A data set with a single split is one table,
@@ -36,17 +57,22 @@ def find_sources(location: str, names: Collection[str], purpose: str) -> list[So
         UserError: There is nothing to read, a data set is damaged or cannot be loaded, or it lacks the split.
     """
     if is_hub_uri(location):
-        return _from_hub(location, parse_hub_uri(location), names, purpose)
+        return Sources(_from_hub(location, parse_hub_uri(location), names, purpose))
     folder = Path(location)
-    if not is_saved(folder):
-        return [FileSource(path) for path in list_files(folder)]
+    with reading(folder):
+        saved = is_saved(folder)
+    if not saved:
+        files, unused = list_files(folder)
+        return Sources([FileSource(path) for path in files], unused)
     _check_unmixed(folder)
     name = folder.absolute().name
     places = {split: str(folder / split) for split in saved_splits(folder)}
     if not places:
-        return [DatasetSource(open_saved(folder), name, "")]
+        return Sources([DatasetSource(open_saved(folder), name, "")])
     chosen = _choose(location, places, names, purpose)
-    return [DatasetSource(open_saved(folder / split), f"{name} split {split}", use) for split, use in chosen.items()]
+    return Sources(
+        [DatasetSource(open_saved(folder / split), f"{name} split {split}", use) for split, use in chosen.items()]
+    )
 
 
 def _from_hub(location: str, uri: HubUri, names: Collection[str], purpose: str) -> list[Source]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lorry.data.pairs import Health
+from lorry.data.health import Health
 from lorry.names import OFFICIAL_NDCG
 from lorry.report.changes import QueryChange
 

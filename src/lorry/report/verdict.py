@@ -33,7 +33,8 @@ def verdict_of(facts: ReportFacts) -> Verdict:
     block, undefined = facts.metrics["splits"][split], facts.undefined.get(split, ())
     intervals = {name: interval for name, interval in facts.intervals.get(split, {}).items() if name not in undefined}
     kind, headline = _answer(intervals, where=f"on the {split} split ({block['queries']:,} queries)")
-    return Verdict(kind, headline, _figures(block, intervals), _caveats(split, block, undefined))
+    caveats = [*_overlap(facts, split), *_caveats(split, block, undefined)]
+    return Verdict(kind, headline, _figures(block, intervals), caveats)
 
 
 def verdict_split(metrics: Mapping[str, Any]) -> str:
@@ -64,6 +65,13 @@ def _figures(block: Mapping[str, Any], intervals: Mapping[str, tuple[float, floa
         f"({signed(block['tuned'][name] - block['base'][name])}; 95% interval {signed(low)} to {signed(high)})."
         for name, (low, high) in intervals.items()
     ]
+
+
+def _overlap(facts: ReportFacts, split: str) -> list[str]:
+    overlap = facts.health[split].overlap if split in facts.health else None
+    if overlap is None or not overlap.shared_queries:
+        return []
+    return [f"Of the {split} split, {overlap}: the figures may be too good."]
 
 
 def _caveats(split: str, block: Mapping[str, Any], undefined: Sequence[str]) -> list[str]:

@@ -1,0 +1,152 @@
+"""JSON lines: values as they are written, and every line that is something else named."""
+
+import json
+
+import pytest
+
+from lorry.config import PairOptions
+from lorry.data import unpacking
+from lorry.data.files import FileSource
+from lorry.data.pairs import read_channel
+from lorry.errors import UserError
+
+
+def write(folder, *lines, name="pairs.jsonl"):
+    path = folder / name
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def read(path, *columns):
+    """The rows, each with its line."""
+    batches = FileSource(path).read_batches(columns, pytest.fail)
+    return [
+        (int(n), *row.values())
+        for batch in batches
+        for n, row in zip(batch.numbers, batch.cells.to_pylist(), strict=True)
+    ]
+
+
+def refused(path, *columns):
+    with pytest.raises(UserError) as error:
+        read(path, *(columns or FileSource(path).column_names()))
+    assert str(path) in error.value.cause
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [
+        ('"2024-01-01"', "2024-01-01"), ('"2024-01-01T00:00:00"', "2024-01-01T00:00:00"),
+        ("9223372036854775808", "9223372036854775808"),
+        ("123456789012345678901234567890", "123456789012345678901234567890"), ("1.10", "1.10"), ("1e400", "1e400"),
+        ("-0", "-0"), ("0.1", "0.1"), ("true", "true"), ("false", "false"), ("null", None), ('""', None), ("NaN", None),
+        ('"\\u00e9\\ud83d\\ude00"', "é😀"), ('["a", null, 2, true]', "a 2 true"), ("[]", None), ("[null]", None),
+        ('"007"', "007"), ('"a\\nb"', "a\nb"),
+    ],
+)  # fmt: skip
+def test_values_are_read_as_they_are_written(tmp_path, written, text):
+    assert read(write(tmp_path, f'{{"id": {written}, "n": 1}}', '{"id": "x"}'), "id", "n") == [
+        (1, text, "1"),
+        (2, "x", None),
+    ]
+
+
+def test_one_large_id_leaves_its_neighbours_as_they_are(tmp_path):
+    """As doubles, two of these would be one product."""
+    ids = [2**64, 9007199254740992, 9007199254740993, 9007199254740994]
+    judged = [{"query": "q", "product_id": number, "label": place % 2} for place, number in enumerate(ids)]
+    products = [{"product_id": number, "title": f"product {number}"} for number in ids]
+    write(tmp_path, *judged)
+    write(tmp_path, *products, name="products.jsonl")
+    pairs = read_channel(tmp_path, PairOptions())["all"]
+    assert pairs.texts.to_pylist() == [f"product {number}" for number in ids]
+
+
+def test_texts_that_look_like_dates_are_texts(tmp_path):
+    rows = [{"query": f"2024-01-0{day}", "title": f"2024-01-0{day}T10:00:00", "label": day % 2} for day in range(1, 5)]
+    pairs = read_channel(write(tmp_path, *rows), PairOptions())["all"]
+    assert pairs.queries.to_pylist() == [row["query"] for row in rows]
+    assert pairs.texts.to_pylist() == [row["title"] for row in rows]
+
+
+@pytest.mark.parametrize("block", [4 << 20, 40])
+def test_rows_have_the_numbers_of_their_lines(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", block)
+    path = write(tmp_path, "\ufeff", {"id": 1}, "", "   ", {"id": 2}, {"no": 0}, "", {"id": 3})
+    assert read(path, "id") == [(2, "1"), (5, "2"), (6, None), (8, "3")]
+
+
+def test_fields_may_come_and_go_and_change_their_kind(tmp_path):
+    path = write(
+        tmp_path, {"a": 1}, {"a": "x", "b": {"c": [1, 2], "d": {"e": "deep"}}}, {"a": True, "b": None}, {"b.c": 3}
+    )
+    assert FileSource(path).column_names() == ["a", "b.c", "b.d.e", "b"]
+    assert read(path, "a", "b.c", "b.d.e") == [
+        (1, "1", None, None),
+        (2, "x", "1 2", "deep"),
+        (3, "true", None, None),
+        (4, None, "3", None),
+    ]
+
+
+NOT_OBJECTS = {
+    "null": "line 1 is null, not a JSON object",
+    "7": "line 1 is a word or number, not a JSON object",
+    '"query"': "line 1 is a word or number, not a JSON object",
+    "true": "line 1 is true or false, not a JSON object",
+    "[]": "line 1 is a list, not a JSON object",
+    '[{"id": 1},': "line 1 is no JSON object",
+    "query,title,label": "line 1 is no JSON object: Expecting value (character 1)",
+    "[" * 100_000: "line 1 is nested too deeply",
+    '{"a":' * 100_000: "line 1 is nested too deeply",
+    '{"a":' * 5000 + "1" + "}" * 5000: "nested too deeply",
+    '{"id": 1, "id": 2}': "line 1: it has 'id' twice",
+    '{"id": 1}, {"id": 2}': "line 1 is no JSON object: Extra data",
+}
+
+
+@pytest.mark.parametrize("line", NOT_OBJECTS)
+def test_a_first_line_that_is_no_object_is_refused(tmp_path, line):
+    assert NOT_OBJECTS[line] in refused(write(tmp_path, line, {"id": 1}))
+
+
+@pytest.mark.parametrize("line", [line for line in NOT_OBJECTS if "twice" not in NOT_OBJECTS[line]])
+def test_so_is_a_later_one(tmp_path, line):
+    said = NOT_OBJECTS[line].replace("line 1", "line 4")
+    if said.startswith("line"):
+        assert said in refused(write(tmp_path, {"id": 1}, "", {"id": 2}, line), "id")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (['{"id": 1', '"b": 2}'], "line 1 is no JSON object: Expecting ',' delimiter"),
+        (['{"id": 1}', '{"id": "1'], "line 2 is no JSON object: Unterminated string"),
+        (['{"id": 1},', '{"id": 2}'], "line 1 is no JSON object: Extra data"),
+        (["{", '"id": 1', "}"], "line 1 is no JSON object"),
+        (['{"id": {"en": "a"}}', '{"id": "x"}'], "column id of {path} line 1 holds an object"),
+        (['{"id": "x"}', '{"id": [["a"]]}'], "column id of {path} line 2 holds a list within a list"),
+        (['{"id": "x"}', '{"id": [{"a": 1}]}'], "column id of {path} line 2 holds an object"),
+        (
+            ['{"id": "x"}', '{"id": "half \\ud83d"}'],
+            "column id of {path} line 2 holds half a character: 'half \\ud83d'",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_line(tmp_path, lines, said):
+    path = write(tmp_path, *lines)
+    assert said.replace("{path}", str(path)) in refused(path, "id")
+
+
+def test_settings_beside_the_pairs_are_no_pairs(tmp_path, caplog):
+    write(tmp_path, *({"query": "q", "title": f"t{row}", "label": row % 2} for row in range(4)))
+    write(tmp_path, json.dumps({"query": "q", "label": 1}, indent=2), name="settings.json")
+    pairs = read_channel(tmp_path, PairOptions())["all"]
+    reason = "no columns (a JSON file needs one object per line)"
+    assert (len(pairs), pairs.health.unused) == (4, {"settings.json": reason})
+    assert f"{tmp_path}: settings.json is not read: {reason}" in caplog.messages
+    write(tmp_path, '[{"query": "q", "title": "t", "label": 1}]', name="settings.json")
+    with pytest.raises(UserError, match=r"line 1 is a list, not a JSON object\. Write one JSON object per line"):
+        read_channel(tmp_path, PairOptions())

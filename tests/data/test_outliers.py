@@ -1,0 +1,98 @@
+"""One label far outside the scale is refused, and honest scales are not."""
+
+import pytest
+from small_channels import write
+
+from lorry.config import PairOptions, TrainConfig
+from lorry.data.pairs import read_channel, read_splits
+from lorry.errors import UserError
+
+
+def channel(folder, labels):
+    rows = [(f"query {row // 5}", f"title {row}", label) for row, label in enumerate(labels)]
+    return write(folder, pairs_csv=rows)
+
+
+def refused(folder, **options):
+    with pytest.raises(UserError) as error:
+        read_channel(folder, PairOptions(**options))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+BINARY, FIVE, MEANS = (
+    ["0", "1"] * 72,
+    ["0", "1", "2", "3", "4", "5"] * 25,
+    ["1", "1.33", "1.67", "2", "2.33", "2.67", "3"] * 20,
+)
+HUNDRED = [str(number) for number in range(101)]
+
+
+@pytest.mark.parametrize(
+    ("others", "outlier", "rest"),
+    [
+        (BINARY, "11", "0 to 1"), (BINARY, "2", "0 to 1"), (BINARY, "-1", "0 to 1"), (BINARY, "-999", "0 to 1"),
+        (["-1", "1"] * 72, "11", "-1 to 1"), (["-1", "1"] * 72, "2", "-1 to 1"),
+        (FIVE, "-999", "0 to 5"), (FIVE, "99", "0 to 5"), (FIVE, "33", "0 to 5"),
+        (MEANS, "23", "1 to 3"), (MEANS, "267", "1 to 3"), (MEANS, "-1000", "1 to 3"),
+        (HUNDRED * 2, "-999", "0 to 100"), (HUNDRED * 2, "1e6", "0 to 100"), (["0", "1", "2", "3"] * 5, "33", "0 to 3"),
+        (["0", "1"] * 5, "5", "0 to 1"), ([*["0", "1"] * 4, "0"], "11", "0 to 1"),
+    ],
+)  # fmt: skip
+def test_a_label_far_from_all_others_is_refused_with_its_line(tmp_path, others, outlier, rest):
+    said = refused(channel(tmp_path, [*others[:7], outlier, *others[7:]]))
+    assert f"pairs.csv line 9: the label '{outlier}' is far from nearly all others, {rest}" in said
+    assert "--label_map" in said
+
+
+@pytest.mark.parametrize("number", ["1e39", "-1e39", "1e400", "9" * 400, "3.5e38"])
+@pytest.mark.parametrize("others", [BINARY, FIVE, ["7"]])
+def test_a_number_beyond_float32_is_refused(tmp_path, number, others):
+    said = refused(channel(tmp_path, [number, *others]))
+    assert "pairs.csv line 2: the label" in said
+    assert "is a larger number than Lorry can compute with" in said
+    assert len(said) < 500
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        BINARY, ["-1", "1"] * 72, FIVE, MEANS, HUNDRED, ["3"] * 200, ["0", "50", "100"] * 40, ["0", "1", "11"],
+        ["0"] * 500 + ["1"] * 3, ["1"] * 500 + ["0"], ["0"] * 500 + ["100"], ["0", "1"] * 72 + ["0.5"],
+        ["0"] * 400 + ["1"] * 80 + ["2"] * 16 + ["3"] * 5, ["1"] * 300 + ["2", "3", "4", "5"],
+        ["5"] * 300 + ["4", "3", "2", "1"], ["0", "1", "3", "7", "15"] * 30, ["-2", "-1", "0", "1", "2"] * 30,
+        ["0", "0.5", "1"] * 50, [f"{number / 997:.4f}" for number in range(997)], ["0", "1", "2"] * 40 + ["x"],
+        ["0", "10", "20", "30"] * 30 + ["100"], ["E", "S", "C", "I"] * 40, ["0", "1"] * 5 + ["4"],
+        ["0", "1"] * 4 + ["11"],
+    ],
+)  # fmt: skip
+def test_honest_scales_are_read(tmp_path, labels):
+    read_channel(channel(tmp_path, labels), PairOptions())
+
+
+def test_a_label_map_says_that_it_is_right(tmp_path):
+    folder = channel(tmp_path, [*BINARY, "11"])
+    (pairs,) = read_channel(folder, PairOptions(label_map="0=0,1=1,11=11")).values()
+    assert len(pairs) == 145
+
+
+@pytest.mark.parametrize("number", ["1e39", "inf", "nan"])
+def test_a_label_map_has_no_such_numbers(tmp_path, number):
+    assert f"label_map has '1={number}'" in refused(channel(tmp_path, BINARY), label_map=f"0=0,1={number}")
+
+
+def test_an_outlier_of_the_test_pairs_is_refused_as_well(tmp_path):
+    config = TrainConfig(
+        train=str(channel(tmp_path / "train", FIVE)), test=str(channel(tmp_path / "test", [*FIVE, "-999"]))
+    )
+    with pytest.raises(UserError, match=r"pairs\.csv line 152: the label '-999' is far from"):
+        read_splits(config)
+    words = TrainConfig(train=config.train, test=str(channel(tmp_path / "words", ["x"] * 5)))
+    with pytest.raises(UserError, match="5 unknown label"):
+        read_splits(words)
+
+
+def test_only_rows_that_are_used_count(tmp_path):
+    rows = [(f"q{row // 2}", f"t{row}", row % 2, "us") for row in range(144)] + [("q", "t", 99, "es")]
+    text = "query,title,label,locale\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
+    assert len(read_channel(write(tmp_path, pairs_csv=text), PairOptions(locale="us"))["all"]) == 144
