@@ -138,6 +138,10 @@ def too_long(where, model):
     return {"train": rows(where / "train"), "max_length": 9999}, ["max_length is 9999", "64"]
 
 
+def too_short(where, model):
+    return {"train": rows(where / "train"), "max_length": 1}, ["max_length is 1,", "take 2 tokens", "--max_length 3"]
+
+
 def no_such_module(where, model):
     options = {"train": rows(where / "train"), "lora_targets": "query,kwery"}
     return options, ["kwery", "encoder.layer.*.attention.self.query"]
@@ -186,7 +190,7 @@ def checkpoints_inside_the_model(where, model):
 MISTAKES = [
     missing_folder, no_folder_named, empty_channel, header_only, no_such_column, unrecognised_column, unknown_labels,
     one_unknown_label, nothing_relevant, everything_relevant, empty_texts, truncated, not_utf8, bad_validation,
-    unknown_model, missing_model, pickled_model, truncated_model, not_a_model, too_long, no_such_module,
+    unknown_model, missing_model, pickled_model, truncated_model, not_a_model, too_long, too_short, no_such_module,
     model_under_a_file, output_in_proc, checkpoints_under_a_file, somebody_elses_folder, results_inside_the_model,
     results_and_model_in_one_folder, pairs_inside_the_model, checkpoints_inside_the_model,
 ]  # fmt: skip

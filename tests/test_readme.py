@@ -17,7 +17,10 @@ from command import lorry
 from lorry.planning.plan import prices
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+DOCUMENTS = [
+    *("README.md", "CONTRIBUTING.md", "SECURITY.md"),
+    *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
+]
 TABLES = {"quality": quality.table, "scale": scale.table, "throughput": speed_tables.tables}
 FOLDERS = (".ci", "benchmarks", "docker", "docs", "examples", "locks", "src", "tests")
 ROOT_FILE = r"[A-Za-z_]+\.(?:md|toml|sh|txt)|Makefile|Dockerfile|LICENSE"

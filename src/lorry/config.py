@@ -103,7 +103,9 @@ class TrainConfig(PairOptions):
     lora_alpha: float = option(32.0, "LoRA scale; updates are multiplied by lora_alpha / lora_rank", above=0)
     lora_dropout: float = option(0.0, "dropout before the LoRA adapters", minimum=0, maximum=0.9)
     lora_targets: str = option(
-        "", "modules that get adapters, comma-separated name endings; empty: query, key and value of every layer"
+        "",
+        "modules that get adapters, comma-separated name endings (* stands for any part of a name); "
+        "empty: query, key and value of every layer",
     )
     max_length: int = option(0, "maximum tokens per text; 0: the base model's own limit", minimum=0)
     precision: str = option(

@@ -12,8 +12,11 @@ from types import FrameType
 log = logging.getLogger("lorry")
 
 
-class StopRequestedError(Exception):
-    """Work that can be done again was given up because a stop was requested."""
+class StopRequestedError(BaseException):
+    """Work that can be done again was given up because a stop was requested.
+
+    Like KeyboardInterrupt it is no Exception: libraries try what may fail, and would take it for such a failure.
+    """
 
 
 class Stop(threading.Event):
@@ -33,6 +36,8 @@ class Stop(threading.Event):
             if self.is_set():
                 raise StopRequestedError
             yield
+            if self.is_set():  # raised where Python drops exceptions, as in the destructor of an object
+                raise StopRequestedError
         finally:
             self.raises = False
 

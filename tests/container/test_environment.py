@@ -1,8 +1,7 @@
-"""What the libraries find in the environment, and what the driver's tool says of the GPU."""
+"""What the libraries find in the environment."""
 
 import os
 
-from lorry import hardware
 from lorry.container import environment
 
 
@@ -22,11 +21,3 @@ def test_waiting_threads_do_not_spin_for_long(started):
     seen = []
     started(lambda config, stop, command: seen.append(os.environ["GOMP_SPINCOUNT"]))
     assert seen == ["1000"]
-
-
-def test_gpu_of_driver_reads_the_drivers_tool(tmp_path, monkeypatch):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'Tesla T4, 535.183.01'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert hardware.gpu_of_driver() == ("Tesla T4", "driver 535.183.01")

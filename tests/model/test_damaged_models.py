@@ -99,7 +99,7 @@ def test_settings_of_another_kind_are_refused_by_file_and_value(model, pairs, tm
 CONFIGS = [
     ({"model_type": None}, "does not say which model_type it is"),
     ({"model_type": ["bert"]}, "does not say which model_type it is"),
-    ({"model_type": "nonsense"}, "is a nonsense model, which transformers"),
+    ({"model_type": "nonsense"}, "is of the type nonsense, which transformers"),
     ({"num_attention_heads": 0}, "num_attention_heads in {folder}/config.json is 0. It must be from 1 to"),
     ({"num_attention_heads": -4}, "num_attention_heads in {folder}/config.json is -4"),
     ({"num_attention_heads": 5}, "cannot be loaded: The hidden size (32) is not a multiple"),
@@ -269,35 +269,35 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(model, pairs, tmp_p
 
 
 OTHERS = {
-    "vit": lambda: (transformers.ViTConfig(**SMALL, **IMAGE), "a vit model, which reads pixel_values and not text"),
+    "vit": lambda: (transformers.ViTConfig(**SMALL, **IMAGE), "of the type vit, which reads pixel_values and not text"),
     "clip": lambda: (
         transformers.CLIPConfig(text_config=SMALL | TEXT, vision_config=SMALL | IMAGE, projection_dim=16),
-        "a clip model, which has a vision_config",
+        "of the type clip, which has a vision_config",
     ),
     "clip-text": lambda: (transformers.CLIPTextConfig(**SMALL, **TEXT), "cannot be trained"),
     "siglip": lambda: (
         transformers.SiglipConfig(text_config=SMALL | TEXT, vision_config=SMALL | IMAGE),
-        "a siglip model, which has a vision_config",
+        "of the type siglip, which has a vision_config",
     ),
     "t5": lambda: (
         transformers.T5Config(vocab_size=120, d_model=32, d_ff=64, num_layers=2, num_heads=4, d_kv=8),
-        "a t5 model, an encoder with a decoder",
+        "of the type t5, an encoder with a decoder",
     ),
-    "bart": lambda: (transformers.BartConfig(**LAYERS, **WIDE, **TEXT), "a bart model, an encoder with a decoder"),
+    "bart": lambda: (transformers.BartConfig(**LAYERS, **WIDE, **TEXT), "of the type bart, an encoder with a decoder"),
     "whisper": lambda: (
         transformers.WhisperConfig(**LAYERS, **WIDE, **TEXT, decoder_start_token_id=1, begin_suppress_tokens=None),
-        "a whisper model, which reads input_features and not text",
+        "of the type whisper, which reads input_features and not text",
     ),
     "wav2vec2": lambda: (
         transformers.Wav2Vec2Config(
             **SMALL, conv_dim=(8, 8), conv_stride=(2, 2), conv_kernel=(3, 3), num_feat_extract_layers=2,
             num_conv_pos_embedding_groups=2, num_conv_pos_embeddings=4,
         ),
-        "a wav2vec2 model, which reads input_values and not text",
+        "of the type wav2vec2, which reads input_values and not text",
     ),
     "patchtst": lambda: (
         transformers.PatchTSTConfig(num_input_channels=1, context_length=32, d_model=32, num_hidden_layers=1),
-        "a patchtst model, which reads past_values and not text",
+        "of the type patchtst, which reads past_values and not text",
     ),
     "dpr": lambda: (transformers.DPRConfig(**SMALL, **TEXT), "cannot encode texts"),
     "vilt": lambda: (transformers.ViltConfig(**SMALL, **TEXT, **IMAGE), "cannot encode texts"),
@@ -322,7 +322,7 @@ def test_a_run_with_an_image_model_ends_in_one_line(tmp_path, shop_pairs):
     folders = {"model_dir": tmp_path / "model", "output_data_dir": tmp_path / "output"}
     ended = lorry("train", train=shop_pairs(tmp_path / "shop"), pretrained_model=tmp_path / "base", **folders)
     assert (ended.code, "Traceback" in ended.output) == (1, False)
-    assert ended.lines[-1].startswith(f"error: {tmp_path / 'base'} is a vit model")
+    assert ended.lines[-1].startswith(f"error: {tmp_path / 'base'} is of the type vit")
     assert "Choose a text-embedding model" in ended.lines[-1]
 
 

@@ -79,7 +79,7 @@ def test_a_maximum_length_without_room_for_a_text_is_refused(tiny_model, kind, p
     with pytest.raises(UserError) as caught:
         tokenize(pairs, base, tmp_path / "cache")
     assert str(caught.value) == (
-        f"the maximum length is {special - below} tokens, and the special tokens of {base.name} take {special}. "
+        f"max_length is {special - below}, and the special tokens of {base.name} alone take {special} tokens. "
         f"Give --max_length {special + 1} or more."
     )
     texts = tokenize(pairs, find_pretrained(str(tiny_model(kind)), special + 1), tmp_path / "cache")
@@ -90,7 +90,7 @@ def test_a_maximum_length_without_room_for_a_text_is_refused(tiny_model, kind, p
 def test_a_maximum_length_that_a_prompt_takes_is_refused(tiny_model, pairs, tmp_path):
     prompts = {"query": "search: ", "document": "set of passage: "}
     folder = str(tiny_model("bert", prompts=prompts))
-    with pytest.raises(UserError, match=r"6 tokens, and the special tokens and prompt of .* take 6") as caught:
+    with pytest.raises(UserError, match=r"is 6, and the special tokens and prompt of .* alone take 6 tokens") as caught:
         tokenize(pairs, find_pretrained(folder, 6), tmp_path / "cache")
     assert caught.value.hint == "Give --max_length 7 or more."
     assert len({tuple(text) for text in ids(tokenize(pairs, find_pretrained(folder, 7), tmp_path / "cache"))}) > 4
@@ -103,7 +103,7 @@ def test_a_maximum_length_in_the_models_own_files_is_looked_at_too(tiny_model, p
     folder = shutil.copytree(tiny_model("bert"), tmp_path / "model")
     settings = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
     (folder / name).write_text(json.dumps(settings | {key: 2}))
-    with pytest.raises(UserError, match=r"maximum length is 2 tokens.*--max_length 3 or more"):
+    with pytest.raises(UserError, match=r"max_length is 2, .*--max_length 3 or more"):
         tokenize(pairs, find_pretrained(str(folder)), tmp_path / "cache")
     assert tokenize(pairs, find_pretrained(str(folder), 20), tmp_path / "cache").lengths.max() == 20
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lorry.errors import UserError
-from lorry.signals import StopRequestedError
 
 LONGEST = 200  # characters of a library's message that are shown
 
@@ -24,7 +23,7 @@ def refusing(cause: str, hint: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, StopRequestedError):
+    except UserError:
         raise
     except BaseException as error:
         # tokenizers, written in Rust, panics on some files: that is an error too, but no Exception.

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from lorry.errors import UserError
 from lorry.model.failures import first_words
-from lorry.signals import StopRequestedError
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -34,8 +33,6 @@ def download(name: str) -> Path:
         raise UserError(
             f"{name!r} is neither a folder nor a name that the Hub allows", f"Check it, or {WITHOUT_HUB}."
         ) from error
-    except StopRequestedError:
-        raise
     except Exception as error:  # besides its own types the library lets those of its HTTP client through
         raise _refusal(name, error) from error
 

@@ -71,7 +71,8 @@ def _check_known(kind: str, name: str, *, needs_code: bool) -> None:
         return
     if needs_code:
         raise own_code_error(name)
-    raise UserError(f"{name} is a {kind} model, which transformers {transformers.__version__} does not know", INSTEAD)
+    version = transformers.__version__
+    raise UserError(f"{name} is of the type {kind}, which transformers {version} does not know", INSTEAD)
 
 
 def _check_numbers(path: Path, config: Any) -> None:
@@ -91,9 +92,10 @@ def _check_encodes_text(config: Any, name: str) -> None:
     found = MODEL_MAPPING.get(type(config), None)
     model = found[0] if isinstance(found, list | tuple) else found
     reads = getattr(model, "main_input_name", "nothing")
+    what = f"{name} is of the type {config.model_type}"
     if parts := {"vision_config", "audio_config"} & config.sub_configs.keys():
-        raise UserError(f"{name} is a {config.model_type} model, which has a {' and '.join(sorted(parts))}", INSTEAD)
+        raise UserError(f"{what}, which has a {' and '.join(sorted(parts))}", INSTEAD)
     if reads != "input_ids":
-        raise UserError(f"{name} is a {config.model_type} model, which reads {reads} and not text", INSTEAD)
+        raise UserError(f"{what}, which reads {reads} and not text", INSTEAD)
     if config.is_encoder_decoder:
-        raise UserError(f"{name} is a {config.model_type} model, an encoder with a decoder", INSTEAD)
+        raise UserError(f"{what}, an encoder with a decoder", INSTEAD)

@@ -112,7 +112,7 @@ def _check_max_length(backend: Any, base: PretrainedModel) -> None:
     if base.max_length <= taken:
         what = "special tokens and prompt" if any(prompts) else "special tokens"
         raise UserError(
-            f"the maximum length is {base.max_length} tokens, and the {what} of {base.name} take {taken}",
+            f"max_length is {base.max_length}, and the {what} of {base.name} alone take {taken} tokens",
             f"Give --max_length {taken + 1} or more.",
         )
 
