@@ -92,6 +92,7 @@ OPTIONS = {
     "unknown hyperparameter": option("unknown hyperparameter epoch. Did you mean epochs?", epoch="3"),
     "unknown argument": Bad("epoch. Did you mean epochs?", arguments=("--epoch", "3"), plain=True),
     "unknown variable": Bad("epoch. Did you mean epochs?", environment={"LORRY_EPOCH": "3"}, plain=True),
+    "log level": Bad("SAGEMAKER_CONTAINER_LOG_LEVEL is 'info'", environment={"SAGEMAKER_CONTAINER_LOG_LEVEL": "info"}),
     "argument without value": Bad("--epochs: expected one argument. `train", arguments=("--epochs",), plain=True),
     "stray word": Bad("'3' is not an option. Write options as --name value", arguments=("3",), plain=True),
     "no whole number": option("epochs is 'many'. Give a whole number.", epochs="many"),

@@ -48,6 +48,7 @@ def read_job(arguments: Sequence[str], environ: Mapping[str, str], root: Path) -
             job has several instances.
     """
     _check_hosts(read_config(root, "resourceconfig.json"))
+    _check_log_level(environ)
     folders = read_channels(root / "input" / "data", read_config(root, "inputdataconfig.json"))
     outputs = {"model_dir": root / "model", "output_data_dir": root / "output" / "data"}
     if (root / "checkpoints").is_dir():
@@ -93,6 +94,17 @@ def _check_hosts(resources: Mapping[str, Any]) -> None:
         raise UserError(
             f"the job has {len(hosts)} instances", "Lorry trains on one for now: set the instance count to 1."
         )
+
+
+def _check_log_level(environ: Mapping[str, str]) -> None:
+    """Refuse a level on which SageMaker's toolkit would end with a traceback."""
+    level = environ.get("SAGEMAKER_CONTAINER_LOG_LEVEL", "20")
+    try:
+        int(level)
+    except ValueError:
+        raise UserError(
+            f"SAGEMAKER_CONTAINER_LOG_LEVEL is {level[:40]!r}", "Give a number: 10 logs most, 20 as usual, 40 errors."
+        ) from None
 
 
 def _from_file(given: Mapping[str, Any]) -> dict[str, str]:
