@@ -138,7 +138,7 @@ CHANNELS = {
 
 PAIRS = {
     "no file of pairs": pairs("has no file of pairs, only pairs.xlsx. Put", "x", "pairs.xlsx"),
-    "empty file": pairs("pairs.csv: Empty CSV file.", ""),
+    "empty file": pairs("pairs.csv is empty. Write it again, or remove it.", ""),
     "header alone": pairs("has no rows.", HEADER),
     "no known column": pairs("is recognised as label or query or product text: pairs.csv has a,", "a,b,c\n1,2,3\n"),
     "no label": pairs("is recognised as label: pairs.csv has query, text. Name it:", "query,text\nsofa,Settee\n"),
