@@ -41,6 +41,7 @@ def test_a_run_stopped_between_two_log_lines_is_continued_to_a_proved_model(plac
     assert metrics["splits"]["validation"]["tuned"]["ndcg@10"] > 0.5
 
 
+@pytest.mark.slow
 def test_one_text_at_a_time_when_memory_is_short(place):
     with cuda(T4):
         ended = lorry("train", **place | {"micro_batch_tokens": 20, "checkpoint_dir": ""})
