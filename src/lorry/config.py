@@ -20,6 +20,7 @@ T = TypeVar("T")
 # Fields of TrainConfig that a job's container fills in from its channels and folders.
 CONTAINER_PATHS = ("train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir")
 
+LONGEST = 60  # characters of a value that are shown
 
 # Constants of the losses, and the part of a loss's name that they belong to.
 LOSS_CONSTANTS = {"temperature": "infonce", "cosent_scale": "cosent", "cosent_weight": "infonce+cosent"}
@@ -94,13 +95,15 @@ class TrainConfig(PairOptions):
     lr: float = option(1e-3, "peak learning rate of AdamW", above=0)
     warmup: float = option(0.1, "share of the steps over which the learning rate rises", minimum=0, maximum=1)
     weight_decay: float = option(0.01, "weight decay of AdamW", minimum=0)
-    max_grad_norm: float = option(1.0, "maximum gradient norm; larger gradients are scaled down", above=0)
+    max_grad_norm: float = option(1.0, "maximum gradient norm; larger gradients are scaled down", minimum=1e-6)
     loss: str = option("infonce+cosent", "training loss", choices=("cosine", "infonce", "cosent", "infonce+cosent"))
-    temperature: float = option(0.05, "softmax temperature of infonce", above=0)
+    temperature: float = option(0.05, "softmax temperature of infonce", minimum=1e-4)
     cosent_scale: float = option(20.0, "factor on the differences of cosines in cosent", above=0)
     cosent_weight: float = option(1.0, "weight of cosent in infonce+cosent", minimum=0)
     lora_rank: int = option(8, "rank of the LoRA adapters", minimum=1, maximum=4096)
-    lora_alpha: float = option(32.0, "LoRA scale; updates are multiplied by lora_alpha / lora_rank", above=0)
+    lora_alpha: float = option(
+        32.0, "LoRA scale; updates are multiplied by lora_alpha / lora_rank", minimum=1e-6, maximum=1e6
+    )
     lora_dropout: float = option(0.0, "dropout before the LoRA adapters", minimum=0, maximum=0.9)
     lora_targets: str = option(
         "",
@@ -227,24 +230,25 @@ def _kind(item: dataclasses.Field[Any]) -> str:
 
 def _read(item: dataclasses.Field[Any], text: str) -> Any:
     kind = _kind(item)
+    shown = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
     if text == "" and (kind == "str" or "None" in str(item.type)):
         return item.default if kind == "str" else None
     try:
         value = READERS[kind](text)
     except (ValueError, OverflowError):
         wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}[kind]
-        raise UserError(f"{item.name} is {text!r}", f"Give {wanted}.") from None
+        raise UserError(f"{item.name} is {shown!r}", f"Give {wanted}.") from None
     rules = item.metadata
     if rules["choices"] and value not in rules["choices"]:
-        raise UserError(f"{item.name} is {text!r}", f"Give one of: {', '.join(rules['choices'])}.")
+        raise UserError(f"{item.name} is {shown!r}", f"Give one of: {', '.join(rules['choices'])}.")
     if rules["minimum"] is not None and not value >= rules["minimum"]:
-        raise UserError(f"{item.name} is {text}", f"Give {rules['minimum']} or more.")
+        raise UserError(f"{item.name} is {shown}", f"Give {rules['minimum']} or more.")
     if rules["above"] is not None and not value > rules["above"]:
-        raise UserError(f"{item.name} is {text}", f"Give more than {rules['above']}.")
+        raise UserError(f"{item.name} is {shown}", f"Give more than {rules['above']}.")
     if rules["maximum"] is not None and not value <= rules["maximum"]:
-        raise UserError(f"{item.name} is {text}", f"Give {rules['maximum']} or less.")
+        raise UserError(f"{item.name} is {shown}", f"Give {rules['maximum']} or less.")
     if kind == "float" and not math.isfinite(value):
-        raise UserError(f"{item.name} is {text}", "Give a finite number.")
+        raise UserError(f"{item.name} is {shown}", "Give a finite number.")
     return value
 
 

@@ -165,6 +165,12 @@ def another_shape(folder):
     save_file(weights_of(folder) | {name: torch.zeros(3, 5)}, folder / "model.safetensors", {"format": "pt"})
 
 
+def not_numbers(folder):
+    weights = weights_of(folder)
+    weights["encoder.layer.0.attention.self.query.weight"][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def absent_shard(folder):
     names = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(weights_of(folder))}
     index_of(folder, {"metadata": {}, "weight_map": names})
@@ -191,6 +197,7 @@ def adapter_without_weights(folder):
     [
         (empty_file, "cannot be loaded"), (huge_header, "cannot be loaded"), (huge_file, "cannot be loaded"),
         (no_weights, "lacks weights"), (a_folder, "cannot be loaded"),
+        (not_numbers, "its embeddings in fp32 are not finite numbers"),
         (absent_shard, "model-00002-of-00002.safetensors"),
         (another_shape, "encoder.layer.0.attention.self.query.weight is [3, 5] and not [32, 32]"),
         (index_is_no_json, "cannot be loaded"), (index_is_a_list, "cannot be loaded"),
@@ -200,6 +207,12 @@ def adapter_without_weights(folder):
 def test_damaged_weights_are_refused(model, pairs, tmp_path, damage, says):
     damage(model)
     assert says in refusal(model, pairs, tmp_path / "cache")
+
+
+def test_a_model_copied_without_its_pooling_is_refused(model, pairs, tmp_path):
+    """It would pool by the mean, without a word, whatever it was trained with."""
+    shutil.rmtree(model / "1_Pooling")
+    assert "1_Pooling/config.json is missing, and modules.json names it" in refusal(model, pairs, tmp_path / "cache")
 
 
 def tokenizer_with(**values):

@@ -80,7 +80,7 @@ def test_a_maximum_length_without_room_for_a_text_is_refused(tiny_model, kind, p
         tokenize(pairs, base, tmp_path / "cache")
     assert str(caught.value) == (
         f"max_length is {special - below}, and the special tokens of {base.name} alone take {special} tokens. "
-        f"Give --max_length {special + 1} or more."
+        f"Give --max_length {special + 1} or more, or take a model that allows more."
     )
     texts = tokenize(pairs, find_pretrained(str(tiny_model(kind)), special + 1), tmp_path / "cache")
     assert texts.lengths.max() == special + 1
@@ -92,7 +92,7 @@ def test_a_maximum_length_that_a_prompt_takes_is_refused(tiny_model, pairs, tmp_
     folder = str(tiny_model("bert", prompts=prompts))
     with pytest.raises(UserError, match=r"is 6, and the special tokens and prompt of .* alone take 6 tokens") as caught:
         tokenize(pairs, find_pretrained(folder, 6), tmp_path / "cache")
-    assert caught.value.hint == "Give --max_length 7 or more."
+    assert caught.value.hint == "Give --max_length 7 or more, or take a model that allows more."
     assert len({tuple(text) for text in ids(tokenize(pairs, find_pretrained(folder, 7), tmp_path / "cache"))}) > 4
 
 

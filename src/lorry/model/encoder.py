@@ -53,9 +53,11 @@ class Encoder(nn.Module):
         self.model.requires_grad_(False)
         with refusing(f"{base.name} cannot encode texts", INSTEAD), torch.no_grad():
             self.first_position = self.model.config.pad_token_id + 1 if base.architecture.reserved_positions else 0
-            shape = self._try().shape
-            if shape != (2, self.width):
-                raise ValueError(f"two texts give embeddings of shape {list(shape)}")
+            found = self._try()
+            if found.shape != (2, self.width):
+                raise ValueError(f"two texts give embeddings of shape {list(found.shape)}")
+            if not found.isfinite().all():
+                raise ValueError(f"its embeddings in {precision} are not finite numbers")
 
     @property
     def width(self) -> int:

@@ -1,7 +1,7 @@
 """Read what sentence-transformers wrote beside a model: its modules, pooling, prompts and maximum length.
 
 The files are modules.json, 1_Pooling/config.json, sentence_bert_config.json and config_sentence_transformers.json. Each
-may be missing; none is trusted: a value of another kind than it should be is an error that names file and value.
+may be missing, but for those that another one names; none is trusted: a value of another kind than it should be is an error that names file and value.
 """
 
 from __future__ import annotations
@@ -126,6 +126,8 @@ def _modules(folder: Path, name: str) -> list[dict[str, str]]:
 def _pooling(folder: Path, modules: list[dict[str, str]], name: str) -> str:
     places = [module["path"] for module in modules if module["type"].endswith("Pooling")]
     path = folder / (places[0] if places else "1_Pooling") / "config.json"
+    if places and not path.is_file():
+        raise UserError(f"{path} is missing, and modules.json names it", "Copy the whole model, with its sub-folders.")
     settings = read_object(path)
     if settings.get("include_prompt") is False:
         raise UserError(f"{name} pools without its prompt tokens", "Choose a base model that pools over all tokens.")

@@ -113,7 +113,7 @@ def _check_max_length(backend: Any, base: PretrainedModel) -> None:
         what = "special tokens and prompt" if any(prompts) else "special tokens"
         raise UserError(
             f"max_length is {base.max_length}, and the {what} of {base.name} alone take {taken} tokens",
-            f"Give --max_length {taken + 1} or more.",
+            f"Give --max_length {taken + 1} or more, or take a model that allows more.",
         )
 
 
