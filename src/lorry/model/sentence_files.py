@@ -1,7 +1,8 @@
 """Read what sentence-transformers wrote beside a model: its modules, pooling, prompts and maximum length.
 
 The files are modules.json, 1_Pooling/config.json, sentence_bert_config.json and config_sentence_transformers.json. Each
-may be missing, but for those that another one names; none is trusted: a value of another kind than it should be is an error that names file and value.
+may be missing, unless another one names it. None is trusted: a value of another kind than it should be is an error that
+names file and value.
 """
 
 from __future__ import annotations
