@@ -65,18 +65,19 @@ def merge(folder: Path, encoder: Encoder, probe: TokenSequences) -> MergeProof:
     adapted_ND = _embed(fresh, probe)
     fresh.model = fresh.model.merge_and_unload()
     merged_ND = _embed(fresh, probe)
+    merged_to_adapter = float(torch.cosine_similarity(merged_ND, adapted_ND).min())
+    if not merged_to_adapter >= MIN_COSINE:
+        raise MergeError(f"merged model and base + adapter differ: cosine {merged_to_adapter:.6f}")
     with writing(folder):
         save_model(folder, fresh)
     del fresh  # not three models at a time
     read_back_ND = _embed(Encoder(find_pretrained(str(folder)), "fp32", device), probe)
     proof = MergeProof(
-        merged_to_adapter=float(torch.cosine_similarity(merged_ND, adapted_ND).min()),
+        merged_to_adapter=merged_to_adapter,
         merged_to_base=float(torch.cosine_similarity(merged_ND, before_ND).mean()),
         reload_gap=float((merged_ND - read_back_ND).abs().max()),
         probes=len(probe),
     )
-    if not proof.merged_to_adapter >= MIN_COSINE:
-        raise MergeError(f"merged model and base + adapter differ: cosine {proof.merged_to_adapter:.6f}")
     if not proof.reload_gap <= MAX_RELOAD_GAP:
         raise MergeError(f"the model read back differs from the one in memory by {proof.reload_gap:.2g}")
     if torch.equal(merged_ND, before_ND):
