@@ -1,6 +1,7 @@
 """The command line from outside: help, every user error in one line, and a real process that is told to stop."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 
 from command import lorry
 from lorry.config import JobOptions, TrainConfig
@@ -187,12 +189,60 @@ def checkpoints_inside_the_model(where, model):
     return {"train": rows(where / "train"), "checkpoint_dir": where / "model" / "ck"}, ["model/ck", "--checkpoint_dir"]
 
 
+def pairs_named_as_a_result(where, model):
+    folder = where / "shop"
+    folder.mkdir()
+    (folder / "training.jsonl").write_text('{"query": "lamp", "product_title": "lamp", "label": 1}\n')
+    options = {"train": folder / "training.jsonl", "output_data_dir": folder}
+    return options, ["output_data_dir is the folder of the train pairs", "--output_data_dir"]
+
+
+def somebody_elses_report(where, model):
+    (where / "output").mkdir()
+    (where / "output" / "report.html").write_text("<h1>Sales in May</h1>")
+    return {"train": rows(where / "train")}, ["report.html exists and was not written by Lorry", "--output_data_dir"]
+
+
+def results_and_checkpoints_in_one_folder(where, model):
+    options = {"train": rows(where / "train"), "checkpoint_dir": where / "output"}
+    return options, ["output_data_dir and checkpoint_dir are the same folder", "--checkpoint_dir"]
+
+
+def link_to_nowhere(where, model):
+    (where / "link").symlink_to("nowhere")
+    options = {"train": rows(where / "train"), "model_dir": where / "link"}
+    return options, ["link is a symbolic link to nowhere, which does not exist", "--model_dir"]
+
+
+def folder_behind_a_link_to_nowhere(where, model):
+    (where / "link").symlink_to("nowhere")
+    options = {"train": rows(where / "train"), "checkpoint_dir": where / "link" / "inside"}
+    return options, ["link is a symbolic link to nowhere, which does not exist", "--checkpoint_dir"]
+
+
+def output_not_utf8(where, model):
+    options = {"train": rows(where / "train"), "output_data_dir": where / os.fsdecode(b"caf\xe9")}
+    return options, ["output_data_dir is not UTF-8: ", r"/caf\udce9'"]
+
+
+def model_dir_not_utf8(where, model):
+    options = {"train": rows(where / "train"), "model_dir": where / os.fsdecode(b"caf\xe9")}
+    return options, ["model_dir is not UTF-8: ", r"/caf\udce9'"]
+
+
+def label_map_not_utf8(where, model):
+    options = {"train": rows(where / "train"), "label_map": os.fsdecode(b"caf\xe9=1,E=1,I=0")}
+    return options, [r"label_map is not UTF-8: 'caf\udce9=1,E=1,I=0'"]
+
+
 MISTAKES = [
     missing_folder, no_folder_named, empty_channel, header_only, no_such_column, unrecognised_column, unknown_labels,
     one_unknown_label, nothing_relevant, everything_relevant, empty_texts, truncated, not_utf8, bad_validation,
     unknown_model, missing_model, pickled_model, truncated_model, not_a_model, too_long, too_short, no_such_module,
     model_under_a_file, output_in_proc, checkpoints_under_a_file, somebody_elses_folder, results_inside_the_model,
-    results_and_model_in_one_folder, pairs_inside_the_model, checkpoints_inside_the_model,
+    results_and_model_in_one_folder, pairs_inside_the_model, checkpoints_inside_the_model, pairs_named_as_a_result,
+    somebody_elses_report, results_and_checkpoints_in_one_folder, link_to_nowhere, folder_behind_a_link_to_nowhere,
+    output_not_utf8, model_dir_not_utf8, label_map_not_utf8,
 ]  # fmt: skip
 
 
@@ -284,10 +334,22 @@ def test_mistakes_in_evaluation_are_one_line_each(tmp_path, tiny_model):
         ({"output": data / "pairs.csv"}, ["pairs.csv exists and holds no metrics", "--output"]),
         ({"output": model / "config.json"}, ["config.json exists and holds no metrics", "--output"]),
         ({"output": data / "pairs.csv" / "metrics.json"}, ["cannot be written", "--output"]),
+        *(({"output": path}, [f"{path.name} exists and holds no metrics", "--output"]) for path in saved(tmp_path)),
     ]
+    before = {path: path.read_bytes() for path in files(tmp_path)}
     for options, says in mistakes:
         assert_one_line(lorry("evaluate", **{"data": data, "model": model, "output": output} | options), says)
+    assert {path: path.read_bytes() for path in files(tmp_path)} == before
     assert not output.exists()
+
+
+def saved(where):
+    """Return the files of a saved data set that name its splits."""
+    table = Dataset.from_dict({"query": ["a", "b"], "product_title": ["c", "d"], "label": [0, 1]})
+    DatasetDict({"train": table, "test": table}).save_to_disk(where / "saved")
+    info = where / "saved" / "train" / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"splits": {"train": {"name": "train", "num_bytes": 9}}}))
+    return where / "saved" / "dataset_dict.json", info
 
 
 def run(*words):

@@ -1,5 +1,6 @@
 """A model is replaced completely or not at all, wherever a run is killed; what Lorry did not write is never deleted."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from command import lorry
 from lorry import outputs
 from lorry.config import TrainConfig
 from lorry.errors import UserError
@@ -15,6 +17,7 @@ from lorry.outputs import (
     OutputError,
     check_apart,
     check_model_dir,
+    check_results,
     check_space,
     check_writable,
     claimed,
@@ -105,6 +108,16 @@ def test_what_others_wrote_is_kept(model_dir):
         assert (model_dir / name).read_text() == "mine"
 
 
+def test_what_was_kept_before_is_kept_too(model_dir):
+    build(model_dir, OLD, "old")
+    write(model_dir, {"merges.txt"}, "mine")
+    write(model_dir, {"merges.txt.kept"}, "kept before")
+    build(model_dir, NEW | {"merges.txt"})
+    assert files(model_dir) == NEW | {"merges.txt", "merges.txt.kept", "merges.txt.kept2"}
+    assert (model_dir / "merges.txt.kept").read_text() == "kept before"
+    assert (model_dir / "merges.txt.kept2").read_text() == "mine"
+
+
 @pytest.mark.parametrize("earlier", [True, False], ids=["earlier model", "no model"])
 def test_a_failure_leaves_everything_as_it_was(model_dir, earlier):
     if earlier:
@@ -169,6 +182,50 @@ def test_wherever_a_run_is_killed_the_next_one_finds_a_whole_model(tmp_path, ear
     assert seen.index("new") > 3
     assert set(seen[seen.index("new") :]) == {"new"}
     assert len(seen) > 12
+
+
+def test_wherever_runs_are_killed_what_others_wrote_is_kept(tmp_path):
+    """A run at every change of the disk, and the next one again while it finishes what the first had begun."""
+    mine = {"notes.txt", "adapter/mine", "2_Normalize/a", "2_Normalize/b", "2_Normalize/inside/c"}
+    for operation in range(100):
+        folder = tmp_path / str(operation)
+        build(folder, OLD, "old")
+        write(folder, mine, "mine")
+        ended = killed_at(operation, lambda folder=folder: build(folder))
+        killed_at(operation % 7, lambda folder=folder: recover(folder))
+        check_model_dir(folder)
+        recover(folder)
+        build(folder)
+        assert files(folder) == NEW | mine, operation
+        assert all((folder / name).read_text() == "mine" for name in mine)
+        if ended == 0:
+            break
+    assert ended == 0
+    assert operation > 15
+
+
+MANIFESTS = [
+    '{"files": null}', '{"files": {"a": 1}}', '{"files": "x"}', '{"files": [1]}', '{"files": [""]}', '{"files": ["."]}',
+    '{"files": ["/"]}', '{"files": ["../other"]}', '{"files": ["a/../../other"]}', '{"files": [".lorry-ready/x"]}',
+    "[]", "null", "{", "[" * 200_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda text: text[:30])
+def test_a_list_of_files_that_is_none_of_lorrys_is_refused_at_the_start(tmp_path, manifest):
+    """What it names would be moved."""
+    (tmp_path / "other").mkdir()
+    folder = tmp_path / "model"
+    write(folder, {"config.json"}, "mine")
+    (folder / "lorry.json").write_text(manifest)
+    ended = lorry("train", model_dir=folder, output_data_dir=tmp_path / "output", train=tmp_path / "train")
+    assert ended.code == 1
+    assert ended.lines[-1] == (
+        f"error: {folder} is not empty and holds no model of Lorry's (its lorry.json is none of Lorry's). "
+        "Give an empty or new folder as --model_dir."
+    )
+    assert files(tmp_path) == {"model/config.json", "model/lorry.json"}
+    assert (tmp_path / "other").is_dir()
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
@@ -252,6 +309,62 @@ def test_results_do_not_go_among_the_pairs(tmp_path):
         check_apart(config)
 
 
+@pytest.mark.parametrize("name", ["train", "validation", "test"])
+def test_results_do_not_go_over_a_file_of_pairs(tmp_path, name):
+    (tmp_path / "training.jsonl").write_text('{"query": "lamp", "product_title": "lamp", "label": 1}\n')
+    config = TrainConfig(
+        **{name: str(tmp_path / "training.jsonl")}, output_data_dir=str(tmp_path), model_dir="elsewhere"
+    )
+    with pytest.raises(UserError, match=f"output_data_dir is the folder of the {name} pairs"):
+        check_apart(config)
+    check_apart(dataclasses.replace(config, output_data_dir=str(tmp_path / "output")))
+
+
+def test_results_and_checkpoints_do_not_share_a_folder(tmp_path):
+    config = TrainConfig(
+        output_data_dir=str(tmp_path), checkpoint_dir=str(tmp_path / "x" / ".."), model_dir="elsewhere"
+    )
+    with pytest.raises(UserError, match=r"output_data_dir and checkpoint_dir are the same folder.*--checkpoint_dir"):
+        check_apart(config)
+
+
+MINE = {
+    "metrics.json": [
+        "{}", "[]", '{"splits": ["train"]}', '{"splits": {"train": {"num_examples": 3}}}', "a = 1", "[" * 200_000,
+    ],
+    "training.jsonl": ['{"query": "lamp", "product_title": "lamp", "label": 1}\n', "query\tlabel\n", "[]\n"],
+    "report.html": ["<h1>Sales in May</h1>", ""],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in MINE.items() for text in texts])
+def test_a_file_of_somebody_elses_is_not_replaced_by_a_result(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    ended = lorry("train", train="pairs", model_dir=tmp_path / "model", output_data_dir=tmp_path)
+    assert ended.code == 1
+    assert "--output_data_dir" in ended.lines[-1]
+    assert (tmp_path / name).read_text() == text
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_what_is_no_file_is_not_replaced_by_a_result(tmp_path, name):
+    (tmp_path / "output" / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{name} exists and was not written by Lorry.*--output_data_dir"):
+        check_results(tmp_path / "output")
+    (tmp_path / "output" / name).rmdir()
+    os.mkfifo(tmp_path / "output" / name)
+    with pytest.raises(UserError, match=rf"{name} exists and was not written by Lorry.*--output_data_dir"):
+        check_results(tmp_path / "output")
+
+
+def test_earlier_results_are_replaced(tmp_path):
+    """A run that was stopped before its first line leaves an empty log."""
+    (tmp_path / "training.jsonl").touch()
+    (tmp_path / "notes.txt").write_text("mine")
+    check_results(tmp_path)
+    check_results(tmp_path / "nowhere")
+
+
 def test_a_data_set_of_the_hub_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_apart(TrainConfig(model_dir=".", train="hf://datasets/owner/name", output_data_dir="../output"))
@@ -274,4 +387,7 @@ def test_json_is_written_completely_or_not_at_all(tmp_path):
     (tmp_path / "report.html").mkdir()
     with pytest.raises(OutputError, match=r"report.html cannot be written: Is a directory"):
         outputs.write_text(tmp_path / "report.html", "x")
+    with pytest.raises(OutputError, match=r"metrics.json cannot be written: its name or its text is not UTF-8"):
+        write_json(tmp_path / "metrics.json", {"a": os.fsdecode(b"\xff")})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1}
     assert files(tmp_path) == {"metrics.json"}

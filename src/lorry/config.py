@@ -231,6 +231,7 @@ def _kind(item: dataclasses.Field[Any]) -> str:
 def _read(item: dataclasses.Field[Any], text: str) -> Any:
     kind = _kind(item)
     shown = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    _check_utf8(item.name, text)
     if text == "" and (kind == "str" or "None" in str(item.type)):
         return item.default if kind == "str" else None
     try:
@@ -250,6 +251,15 @@ def _read(item: dataclasses.Field[Any], text: str) -> Any:
     if kind == "float" and not math.isfinite(value):
         raise UserError(f"{item.name} is {shown}", "Give a finite number.")
     return value
+
+
+def _check_utf8(name: str, text: str) -> None:
+    """Refuse what cannot be written after the run: every value goes into `lorry.json` and the report."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        part = text[max(0, error.start - 30) : error.start + 30]
+        raise UserError(f"{name} is not UTF-8: {part!r}", "Rename the file or folder, or write it in UTF-8.") from None
 
 
 def _int(text: str) -> int:

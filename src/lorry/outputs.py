@@ -12,15 +12,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from lorry.config import TrainConfig
 from lorry.errors import UserError
 
-BUILDING, READY, REPLACED = ".lorry-new", ".lorry-ready", ".lorry-old"
+BUILDING, READY, REPLACED = TEMPORARY = (".lorry-new", ".lorry-ready", ".lorry-old")
 MANIFEST = "lorry.json"
 """Lists, under `files`, what Lorry wrote: nothing else in the folder is ever deleted."""
 
@@ -43,6 +44,8 @@ def writing(path: Path, hint: str = "Check free space and permissions there.") -
 
     try:
         yield
+    except UnicodeError as error:
+        raise OutputError(f"{path} cannot be written: its name or its text is not UTF-8", hint) from error
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise OutputError(f"{path} cannot be written: {reason}", hint) from error
@@ -53,7 +56,7 @@ def check_apart(config: TrainConfig) -> None:
 
     Raises:
         UserError: Something that the run reads, or writes elsewhere, lies in `model_dir`; or results would lie among
-            the pairs.
+            the pairs or the checkpoints.
     """
     model_dir = Path(config.model_dir).resolve()
     channels = ("train", "validation", "test")
@@ -66,10 +69,21 @@ def check_apart(config: TrainConfig) -> None:
                 f"{name} {given} lies in model_dir {config.model_dir}, where the new model goes",
                 f"Give a folder outside it as --{name}, or another --model_dir.",
             )
+    output = Path(config.output_data_dir).resolve()
     for name in channels:
         given = getattr(config, name)
-        if given and "://" not in given and Path(given).resolve() == Path(config.output_data_dir).resolve():
+        if given and "://" not in given and output in _places(Path(given).resolve()):
             raise UserError(f"output_data_dir is the folder of the {name} pairs", "Give another --output_data_dir.")
+    if config.checkpoint_dir and Path(config.checkpoint_dir).resolve() == output:
+        raise UserError(
+            f"output_data_dir and checkpoint_dir are the same folder, {config.output_data_dir}",
+            "Give another --checkpoint_dir.",
+        )
+
+
+def _places(pairs: Path) -> set[Path]:
+    """Return the folders of a channel, which may be a file: results there could be written over the pairs."""
+    return {pairs, pairs.parent} if pairs.is_file() else {pairs}
 
 
 def check_model_dir(folder: Path) -> None:
@@ -79,11 +93,53 @@ def check_model_dir(folder: Path) -> None:
         UserError: It holds something, but no model of Lorry's.
     """
     names = _names(folder)
-    if names and MANIFEST not in names and not (folder / READY).is_dir():
-        raise UserError(
-            f"{folder} is not empty and holds no model of Lorry's ({', '.join(sorted(names)[:3])})",
-            "Give an empty or new folder as --model_dir.",
-        )
+    if not names or (folder / READY).is_dir() or _manifest(folder) is not None:
+        return
+    seen = f"its {MANIFEST} is none of Lorry's" if MANIFEST in names else ", ".join(sorted(names)[:3])
+    raise UserError(
+        f"{folder} is not empty and holds no model of Lorry's ({seen})", "Give an empty or new folder as --model_dir."
+    )
+
+
+def check_results(folder: Path) -> None:
+    """Check that results written to `folder` replace nothing but earlier ones; changes nothing.
+
+    Raises:
+        UserError: There is a file of somebody else's under the name of one of ours.
+    """
+    results = {"metrics.json": _are_metrics, "training.jsonl": _is_log, "report.html": _is_report}
+    for name, is_ours in results.items():
+        if (folder / name).exists() and not _holds(folder / name, is_ours):
+            raise UserError(
+                f"{folder / name} exists and was not written by Lorry",
+                "Move it away, or give another --output_data_dir.",
+            )
+
+
+def holds_metrics(path: Path) -> bool:
+    """Return whether a file holds metrics as Lorry writes them."""
+    return _holds(path, _are_metrics)
+
+
+def _holds(path: Path, is_ours: Callable[[str], bool]) -> bool:
+    try:
+        return path.is_file() and is_ours(path.read_text("utf-8"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # of another form, or no JSON
+        return False
+
+
+def _are_metrics(text: str) -> bool:
+    splits = json.loads(text)["splits"]
+    return bool(splits) and all({"pairs", "queries", "bm25"} <= block.keys() for block in splits.values())
+
+
+def _is_log(text: str) -> bool:
+    line = text.partition("\n")[0]  # none where a run was stopped before its first
+    return not line or {"step", "epoch"} <= json.loads(line).keys()
+
+
+def _is_report(text: str) -> bool:
+    return "Lorry" in text
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -97,9 +153,19 @@ def check_writable(folder: Path, option: str) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".lorry-"):
             pass
     except OSError as error:
+        if isinstance(error, FileExistsError) and (link := _broken_link(folder)):
+            raise UserError(
+                f"{link} is a symbolic link to {link.readlink()}, which does not exist",
+                f"Make that folder, or give another {option}.",
+            ) from None
         raise UserError(
             f"{folder} cannot be written: {error.strerror}", f"Give another {option}, or change its permissions."
         ) from None
+
+
+def _broken_link(path: Path) -> Path | None:
+    """Return what on the way to `path` is a symbolic link that leads nowhere."""
+    return next((link for link in (path, *path.parents) if link.is_symlink() and not link.exists()), None)
 
 
 def check_space(needs: dict[Path, int]) -> None:
@@ -228,7 +294,8 @@ def _install(folder: Path) -> None:
         _set_aside(folder / new.name, replaced)
         new.rename(folder / new.name)
     for name in _manifest_names(replaced) - _manifest_names(folder):  # what the new model does not have
-        _set_aside(folder / name, replaced)
+        if not os.path.lexists(replaced / name):  # else a killed run has set it aside, and moved others' files back
+            _set_aside(folder / name, replaced)
     _keep_others(folder, replaced)
     ready.rmdir()
     shutil.rmtree(replaced)
@@ -240,11 +307,23 @@ def _set_aside(path: Path, replaced: Path) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
+    """Return what `lorry.json` says, None where there is none or it is none of Lorry's."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return manifest if isinstance(manifest, dict) else None
+    if not isinstance(manifest, dict):
+        return None
+    files = manifest.get("files", [])
+    return manifest if isinstance(files, list) and all(map(_is_inside, files)) else None
+
+
+def _is_inside(name: Any) -> bool:
+    """Return whether a name in the manifest is that of a file in the model folder: what it names may be moved."""
+    if not isinstance(name, str):
+        return False
+    path = Path(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and path.parts[0] not in TEMPORARY
 
 
 def _manifest_names(folder: Path) -> set[str]:
@@ -265,6 +344,10 @@ def _keep_others(folder: Path, replaced: Path) -> None:
             continue
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(target):  # the new model has a file of this name
-            target = target.with_name(f"{target.name}.kept")
-        path.rename(target)
+        path.rename(_free(target))
+
+
+def _free(path: Path) -> Path:
+    """Return the path, or `NAME.kept` and so on where there is something already."""
+    names = chain([path.name, f"{path.name}.kept"], (f"{path.name}.kept{number}" for number in count(2)))
+    return next(free for free in map(path.with_name, names) if not os.path.lexists(free))

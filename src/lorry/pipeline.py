@@ -26,6 +26,7 @@ from lorry.outputs import (
     OutputError,
     check_apart,
     check_model_dir,
+    check_results,
     check_space,
     claimed,
     recover,
@@ -71,6 +72,7 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
         for option in ("model_dir", "output_data_dir", "checkpoint_dir"):
             if folder := getattr(config, option):
                 claims.enter_context(claimed(Path(folder), f"--{option}"))
+        check_results(Path(config.output_data_dir))
         if recover(model_dir):
             log.info("%s: put in place the finished model of a run that was killed", model_dir)
         _run(config, stop, command)
@@ -185,8 +187,7 @@ def _finish(
         except OutputError as error:
             failures.append(error)
     _log_result(facts)
-    if failures:
-        raise OutputError("; ".join(error.cause for error in failures), failures[0].hint)
+    _raise(failures)
     log.info("model: %s", config.model_dir)
     log.info("report: %s", output / "report.html")
 
@@ -205,23 +206,41 @@ def _rescue_adapter(setup: TrainingSetup, error: OutputError) -> OutputError:
 def _leave_unfinished(
     setup: TrainingSetup, progress: Progress, training_log: TrainingLog, fingerprints: dict[str, str]
 ) -> None:
-    """After a stop: log where, and leave the model as trained so far if that is wanted."""
+    """After a stop: log where, and leave the model as trained so far if that is wanted.
+
+    Raises:
+        OutputError: Something could not be written; everything else was.
+    """
     config = setup.config
+    failures = [] if progress.unsaved is None else [progress.unsaved]
     if config.on_stop == "export":
-        with staging(Path(config.model_dir)) as folder:
-            proof = merge(folder, setup.encoder, _probe(setup))
-            write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints))
-            write_unfinished_card(folder, setup.base.name, progress.step)
-        log.info("the model as trained so far: %s", config.model_dir)
-    training_log.write(Path(config.output_data_dir) / "training.jsonl")
-    how = (
-        "resume with the same checkpoint folder"
-        if config.checkpoint_dir
-        else "give --checkpoint_dir to resume next time"
-    )
-    if progress.unsaved is not None:
-        raise progress.unsaved
-    log.info("stopped at step %d, %s", progress.step, how)
+        try:
+            _export_unfinished(setup, progress, fingerprints)
+        except OutputError as error:
+            failures.append(_rescue_adapter(setup, error))
+    try:
+        training_log.write(Path(config.output_data_dir) / "training.jsonl")
+    except OutputError as error:
+        failures.append(error)
+    if progress.unsaved is None:
+        resume = "resume with the same checkpoint folder"
+        how = resume if config.checkpoint_dir else "give --checkpoint_dir to resume next time"
+        log.info("stopped at step %d, %s", progress.step, how)
+    _raise(failures)
+
+
+def _export_unfinished(setup: TrainingSetup, progress: Progress, fingerprints: dict[str, str]) -> None:
+    with staging(Path(setup.config.model_dir)) as folder:
+        proof = merge(folder, setup.encoder, _probe(setup))
+        write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints))
+        write_unfinished_card(folder, setup.base.name, progress.step)
+    log.info("the model as trained so far: %s", setup.config.model_dir)
+
+
+def _raise(failures: list[OutputError]) -> None:
+    """Raise what could not be written, if anything, as one error."""
+    if failures:
+        raise OutputError("; ".join(error.cause for error in failures), failures[0].hint)
 
 
 def _probe(setup: TrainingSetup) -> TokenSequences:

@@ -188,6 +188,13 @@ def test_metrics_that_the_labels_leave_undefined_are_named(tiny_model, tmp_path,
     assert said == ["all: not defined by these labels: ndcg@10, mrr@10, pair_accuracy"]
 
 
+def test_an_earlier_result_is_replaced(tiny_model, shop_pairs, tmp_path):
+    data, output = shop_pairs(tmp_path / "data", queries=10), tmp_path / "metrics.json"
+    for kind in ("bert", "distilbert"):
+        compare_models([str(tiny_model(kind))], data, output, CONFIG)
+        assert list(json.loads(output.read_text())["splits"]["all"]["models"]) == [str(tiny_model(kind))]
+
+
 def test_a_folder_for_a_file_is_refused_before_anything_is_done(tiny_model, tmp_path):
     with pytest.raises(UserError, match=r"is a folder.*--output"):
         compare_models([str(tiny_model("bert"))], tmp_path / "no such", tmp_path, CONFIG)

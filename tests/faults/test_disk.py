@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from forked import Run
 
+from command import stopped_after
 from lorry import pipeline
 
 pytestmark = pytest.mark.slow
@@ -81,6 +82,21 @@ def test_whatever_fills_up_is_named_and_the_rest_stays(which, size, tmp_path, re
             assert run.weights == weights
     assert run.finish() == 0, run.said
     assert run.weights == weights
+
+
+@pytest.mark.parametrize("size", [8, 40, 140])
+def test_a_stop_with_no_room_for_the_model_leaves_the_adapter_and_the_log(size, tmp_path, recipe):
+    run = Run(tmp_path / "run", **recipe)
+    run.options |= {"checkpoint_dir": "", "on_stop": "export", "log_every": 1}
+    with small_disk(run.model, size * KIB), stopped_after(3):
+        assert run.finish(unchecked) == 1
+        assert "Traceback" not in run.said, run.said
+        assert "stopped at step 3" in run.said
+        assert f"{run.model}" in last_line(run)
+        assert "No space left" in last_line(run)
+        assert f"the trained adapter is in {run.output / 'adapter'}" in last_line(run)
+    assert (run.output / "adapter" / "adapter_model.safetensors").is_file()
+    assert len((run.output / "training.jsonl").read_text().splitlines()) == 3
 
 
 def test_pairs_on_a_disk_that_cannot_be_written_are_read(tmp_path, recipe, weights):

@@ -377,10 +377,13 @@ def test_truncated_weights_are_an_error(tiny_model, tmp_path):
         encoder_of(folder)
 
 
-def test_the_fingerprint_follows_the_weights(tiny_model, tmp_path):
+def test_the_fingerprint_follows_the_files_that_embeddings_depend_on(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model("bert"), tmp_path / "model")
     assert encoder_of(folder).base.fingerprint() == encoder_of(tiny_model("bert")).base.fingerprint()
     assert encoder_of(folder).base.fingerprint() != encoder_of(tiny_model("roberta")).base.fingerprint()
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(pooling.read_text().replace("mean", "cls"))
+    assert encoder_of(folder).base.fingerprint() != encoder_of(tiny_model("bert")).base.fingerprint()
 
 
 def test_precision_asked_for_is_precision_given():

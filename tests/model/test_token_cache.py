@@ -1,5 +1,7 @@
 """The cache of tokens on disk: damage, leftovers, other users, its size, a full disk, a stop while it is written."""
 
+import hashlib
+import io
 import json
 import logging
 import os
@@ -77,6 +79,38 @@ def file_for_a_folder(entry):
     entry.write_text("no folder")
 
 
+def offsets_of(content):
+    """Return what replaces the offsets, with a checksum that fits."""
+
+    def damage(entry):
+        (entry / "offsets.npy").write_bytes(content)
+        checksums = json.loads((entry / "checksums.json").read_text())
+        checksums["offsets.npy"] = hashlib.sha256(content).hexdigest()
+        (entry / "checksums.json").write_text(json.dumps(checksums))
+
+    return damage
+
+
+def pipe_for(name):
+    def damage(entry):
+        (entry / name).unlink()
+        os.mkfifo(entry / name)
+
+    return damage
+
+
+def folder_for_tokens(entry):
+    (entry / "tokens.bin").unlink()
+    (entry / "tokens.bin").mkdir()
+
+
+def header_of(size):
+    """Return the header of an array of so many offsets."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (size,)})
+    return file.getvalue()
+
+
 def forget(name):
     return lambda entry: (entry / name).unlink()
 
@@ -99,6 +133,14 @@ DAMAGE = {
     "no checksums": forget("checksums.json"),
     "checksums that are no JSON": write("checksums.json", "{"),
     "checksums that are a list": write("checksums.json", "[]"),
+    "checksums nested too deeply": write("checksums.json", "[" * 200_000),
+    "offsets with a broken header": offsets_of(b"\x93NUMPY\x01\x00\x10\x00" + b"{" * 15 + b"\n"),
+    "offsets larger than memory": offsets_of(header_of(10**17)),
+    "offsets that are words": offsets_of(b"no array"),
+    "a pipe for tokens": pipe_for("tokens.bin"),
+    "a pipe for offsets": pipe_for("offsets.npy"),
+    "a pipe for checksums": pipe_for("checksums.json"),
+    "a folder for tokens": folder_for_tokens,
     "nothing": lambda entry: [path.unlink() for path in entry.iterdir()],
     "a file for a folder": file_for_a_folder,
 }

@@ -1,5 +1,6 @@
 """Stopped runs continue exactly; checkpoints are whole or skipped; those of another run are refused."""
 
+import errno
 import hashlib
 import itertools
 import json
@@ -192,13 +193,40 @@ DAMAGE = {
     "counters of words": lambda newest: change(newest, "progress", {"counters": "eight", "losses": [], "scaler": {}}),
     "no progress": lambda newest: change(newest, "progress", 3),
     "a format that is no number": lambda newest: change(newest, "format", "new"),
+    "state nested too deeply": lambda newest: (newest / "state.json").write_text("[" * 200_000),
+    "a counter of another step": lambda newest: count(newest, "step", 9),
+    "a counter that is nothing": lambda newest: count(newest, "step", None),
+    "a counter of half a step": lambda newest: count(newest, "step", 1.5),
+    "another digit of the steps counted": lambda newest: flip(newest, b'\n   "step": '),
+    "another digit of the seconds": lambda newest: flip(newest, b'"seconds": '),
+    "another digit of the learning rate": lambda newest: flip(newest, b'"lr": '),
+    "another digit of the checksum": lambda newest: flip(newest, b'"checksum": "'),
+    "no checksum": lambda newest: flip(newest, b'"checksu'),
 }
 
 
 def change(folder, name, value):
-    """Change an entry of state.json."""
+    """Change an entry of state.json, with a checksum as if it had been written so."""
     state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps(state | {name: value}))
+    state = {entry: held for entry, held in state.items() if entry != "checksum"} | {name: value}
+    checksum = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    (folder / "state.json").write_text(json.dumps(state | {"checksum": checksum}))
+
+
+def count(folder, name, value):
+    """Change a counter as damage to a checkpoint of an earlier version would, which has no checksum of its state."""
+    state = json.loads((folder / "state.json").read_text())
+    del state["checksum"]
+    state["progress"]["counters"][name] = value
+    (folder / "state.json").write_text(json.dumps(state | {"format": 2}))
+
+
+def flip(folder, before):
+    """Change one bit of the character that stands after `before`."""
+    path = folder / "state.json"
+    held = bytearray(path.read_bytes())
+    held[held.index(before) + len(before)] ^= 1
+    path.write_bytes(held)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -256,6 +284,14 @@ def test_damaged_newer_checkpoints_do_not_push_out_good_ones(stopped):
     assert "continuing after step 5" in ended.output
     assert {"step-00000005", "step-00000007"} <= set(steps_of(kept))
     assert "continuing after step 7" in stopped.run("stopped", stop_at=8, checkpoint_every=1000).output
+
+
+def test_a_checkpoint_of_an_earlier_version_is_continued(stopped, whole):
+    """Such a one has no checksum of its state."""
+    count(stopped.kept("stopped") / "step-00000008", "step", 8)
+    ended = stopped.run("stopped")
+    assert "continuing after step 8" in ended.output
+    assert_as_if_never_stopped(stopped, "stopped", whole)
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(stopped):
@@ -337,6 +373,22 @@ class TestFullDisk:
         assert steps_of(runs.kept("full"))[-1] == "step-00000005"
 
 
+def test_a_stop_with_no_room_for_the_model_leaves_the_adapter_and_the_log(runs, monkeypatch):
+    def complete(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lorry.outputs._complete", complete)
+    ended = runs.run("full", stop_at=3, checkpoint_dir="", on_stop="export")
+    assert ended.code == 1
+    assert "stopped at step 3, give --checkpoint_dir" in ended.output
+    adapter = runs.output("full") / "adapter"
+    assert f"{runs.model('full')} cannot be written: No space left on device" in ended.lines[-1]
+    assert f"(the trained adapter is in {adapter})" in ended.lines[-1]
+    assert load_file(adapter / "adapter_model.safetensors")
+    assert log_of(runs.output("full"))[-1]["step"] == 2
+    assert not (runs.model("full") / "model.safetensors").exists()
+
+
 OTHER = {
     "lr": ({"lr": 0.02}, "lr (0.01, now 0.02)"),
     "loss": ({"loss": "cosine"}, "loss (infonce+cosent, now cosine)"),
@@ -366,6 +418,13 @@ def test_a_checkpoint_of_another_base_model_under_the_same_name_is_refused(stopp
     name = next(name for name in weights if name.endswith("word_embeddings.weight"))
     save_file(weights | {name: weights[name] + 1}, base / "model.safetensors", {"format": "pt"})
     refused(stopped, {}, "base model differ")
+
+
+def test_the_same_base_model_elsewhere_is_no_other_one(stopped, whole, tiny_model, tmp_path):
+    copied = shutil.copytree(tiny_model("bert"), tmp_path / "copied")
+    ended = stopped.run("stopped", pretrained_model=f"{copied}/")
+    assert "continuing after step 8" in ended.output
+    assert_as_if_never_stopped(stopped, "stopped", whole)
 
 
 def refused(runs, changes, says):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lorry.model.encoder import Encoder
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.names import METRICS
-from lorry.outputs import check_writable, write_json
+from lorry.outputs import check_writable, holds_metrics, write_json
 
 log = logging.getLogger("lorry")
 
@@ -58,13 +57,7 @@ def _check_output(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder", "Give a file as --output, e.g. metrics.json.")
     check_writable(path.parent, "--output")
-    if not path.exists():
-        return
-    try:
-        earlier = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        earlier = None
-    if not isinstance(earlier, dict) or "splits" not in earlier:
+    if path.exists() and not holds_metrics(path):
         raise UserError(f"{path} exists and holds no metrics", "Give another file as --output.")
 
 

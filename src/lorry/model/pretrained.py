@@ -15,7 +15,7 @@ from typing import Any
 
 from lorry.errors import UserError
 from lorry.model.architectures import Architecture, architecture_of
-from lorry.model.hub import WITHOUT_HUB, download
+from lorry.model.hub import WANTED, WITHOUT_HUB, download
 from lorry.model.model_config import read_config
 from lorry.model.sentence_files import DEFAULT_MAX_LENGTH, read_sentence_files
 from lorry.names import BUNDLED_MODEL_ID
@@ -46,9 +46,10 @@ class PretrainedModel:
         return architecture_of(self.model_type)
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the weight files."""
+        """Return the sha256 of the files that embeddings depend on: weights, settings, tokenizer, pooling."""
         digest = hashlib.sha256()
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in sorted({path for pattern in WANTED for path in self.folder.glob(pattern) if path.is_file()}):
+            digest.update(f"{path.relative_to(self.folder)}\n".encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()

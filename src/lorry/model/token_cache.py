@@ -65,9 +65,10 @@ class TokenCache:
         try:
             found = _read(entry)
             os.utime(entry)  # the entry longest unused goes first
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever is wrong with it: NumPy alone raises five kinds for a broken header
             if os.path.lexists(entry):
-                log.warning("the token cache %s is damaged (%s): tokenising again", entry, error)
+                said = " ".join(str(error).split())[:200]
+                log.warning("the token cache %s is damaged (%s): tokenising again", entry, said)
                 with writing(entry), suppress(FileNotFoundError):  # another process was quicker
                     self._remove(entry)
             return None
@@ -152,8 +153,11 @@ def _read(entry: Path) -> StoredTokens:
     """Return what an entry holds.
 
     Raises:
-        OSError, ValueError: It is incomplete, or not as it was written.
+        Exception: It is incomplete, or not as it was written.
     """
+    for name in (TOKENS, OFFSETS, CHECKSUMS):
+        if (entry / name).exists() and not (entry / name).is_file():  # a pipe would be waited for
+            raise ValueError(f"{name} is no file")
     expected = json.loads((entry / CHECKSUMS).read_text("utf-8"))
     with (entry / TOKENS).open("rb") as file:
         _lock(file, fcntl.LOCK_SH)  # for as long as the tokens are mapped: mmap keeps the open file

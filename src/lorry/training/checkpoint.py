@@ -1,9 +1,9 @@
 """Checkpoints: written completely or not at all, checked when read, and continued exactly.
 
 A checkpoint is a folder `step-00000120` with the adapters and the optimizer's moments as safetensors, the log so far
-and `state.json`, which names the data, the hyperparameters and the sha256 of the other files. It is written under
-another name and renamed; one whose files do not match its `state.json` (after an interrupted
-sync, say) is skipped, and the one before it is taken.
+and `state.json`, which names the data, the hyperparameters, the sha256 of the other files and its own. It is written
+under another name and renamed; one whose files are not as they were written (after an interrupted sync, say) is
+skipped, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from lorry.outputs import writing
 log = logging.getLogger("lorry")
 
 KEPT = 2  # complete checkpoints: the newest, and one in case it gets damaged
-FORMAT = 2  # of state.json
+FORMAT = 3  # of state.json; since 3 it has a checksum of its own
 COUNTERS = {"step", "pairs", "tokens", "seconds", "micro_batch_tokens"}  # of loop.Progress
 FILES = {"adapters.safetensors", "optimizer.safetensors", "training.jsonl"}
-# Hyperparameters that may differ between the run that stopped and the one that continues it.
+# Hyperparameters that may differ between the run that stopped and the one that continues it. Pairs and base model are
+# compared by their content, wherever they lie.
 NOT_COMPARED = {
-    "train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir", "eval_batch_size", "log_every",
-    "checkpoint_every", "on_stop",
+    "train", "validation", "test", "pretrained_model", "model_dir", "output_data_dir", "checkpoint_dir",
+    "eval_batch_size", "log_every", "checkpoint_every", "on_stop",
 }  # fmt: skip
 
 
@@ -96,6 +97,7 @@ class CheckpointStore:
                 "progress": checkpoint.progress,
                 "sha256": {path.name: _sha256(path) for path in sorted(unfinished.iterdir())},
             }
+            state["checksum"] = _checksum(state)
             (unfinished / "state.json").write_text(json.dumps(state, indent=1), "utf-8")
             shutil.rmtree(self.folder / name, ignore_errors=True)
             unfinished.rename(self.folder / name)
@@ -207,19 +209,35 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
         counters, losses = state["progress"]["counters"], state["progress"]["losses"]
         valid = (
             isinstance(state["format"], int)
+            and _is_sound(state)
             and folder.name == f"step-{state['step']:08d}"
             and isinstance(state["identity"], dict)
             and isinstance(state["versions"], dict)
             and isinstance(state["progress"]["scaler"], dict)
             and counters.keys() == COUNTERS
             and all(isinstance(value, int | float | None) for value in counters.values())
+            and isinstance(counters["step"], int)
+            and counters["step"] == state["step"]
             and all(isinstance(loss, int | float) for loss in losses)
             and state["sha256"].keys() == FILES
         )
         complete = valid and all(_sha256(folder / name) == digest for name, digest in state["sha256"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return state if complete else None
+
+
+def _is_sound(state: dict[str, Any]) -> bool:
+    """Return whether the content of state.json is as it was written, as far as its format can tell."""
+    if "checksum" in state:
+        return bool(state["checksum"] == _checksum(state))
+    return bool(state["format"] < 3)
+
+
+def _checksum(state: dict[str, Any]) -> str:
+    """Return the sha256 of everything in state.json but this checksum itself."""
+    rest = {name: value for name, value in state.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

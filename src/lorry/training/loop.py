@@ -109,7 +109,7 @@ def fit(
                 epoch = progress.step / sampler.steps_per_epoch
                 training_log.evaluate(progress.step, epoch=epoch, split="validation", loss=loss, metrics=metrics)
                 began += time.perf_counter() - paused
-            if progress.step == sampler.steps:
+            if progress.step >= sampler.steps:
                 break
             batch = make_batch(texts, pairs, sampler.batch(progress.step), device)
             lr = learning_rate(progress.step, sampler.steps, config)
@@ -121,7 +121,7 @@ def fit(
             progress.tokens += int(texts.lengths_of(batch.rows).sum())
             progress.seconds = time.perf_counter() - began
             training_log.step(batch.pairs)
-            at_end = progress.step == sampler.steps
+            at_end = progress.step >= sampler.steps
             if at_end or progress.step % config.log_every == 0:
                 epoch = progress.step / sampler.steps_per_epoch
                 training_log.train(progress.step, epoch=epoch, loss=_mean(losses, progress.step), lr=lr)
