@@ -108,6 +108,13 @@ def test_what_others_wrote_is_kept(model_dir):
         assert (model_dir / name).read_text() == "mine"
 
 
+def test_a_folder_of_others_makes_room_for_a_file_of_the_model(model_dir):
+    build(model_dir, OLD, "old")
+    write(model_dir, {"merges.txt/mine", "merges.txt/also/mine"}, "mine")
+    build(model_dir, NEW | {"merges.txt"})
+    assert files(model_dir) == NEW | {"merges.txt", "merges.txt.kept/mine", "merges.txt.kept/also/mine"}
+
+
 def test_what_was_kept_before_is_kept_too(model_dir):
     build(model_dir, OLD, "old")
     write(model_dir, {"merges.txt"}, "mine")

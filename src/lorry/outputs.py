@@ -342,9 +342,13 @@ def _keep_others(folder: Path, replaced: Path) -> None:
         ours = str(name) in manifest["files"] if "files" in manifest else name.parts[0] in EARLIER_NAMES
         if ours or (path.is_dir() and not path.is_symlink()):
             continue
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(_free(target))
+        parent = folder
+        for part in name.parts[:-1]:
+            parent = parent / part
+            while os.path.lexists(parent) and not parent.is_dir():  # the new model has a file of that name
+                parent = parent.with_name(f"{parent.name}.kept")
+            parent.mkdir(exist_ok=True)
+        path.rename(_free(parent / name.name))
 
 
 def _free(path: Path) -> Path:

@@ -267,11 +267,11 @@ def test_two_checkpoints_are_kept_and_what_was_being_written_does_no_harm(stoppe
 
 def test_folders_of_the_users_are_left_alone(stopped):
     kept = stopped.kept("stopped")
-    for name in ("step-00-notes", "step-1", "step-00000003-copy", "best"):
+    for name in ("step-00-notes", "step-1", "step-00000003-copy", "best", "step-00000001"):
         (kept / name).mkdir()
         (kept / name / "mine").write_text("mine")
     assert stopped.run("stopped").code == 0
-    assert {"step-00-notes", "step-1", "step-00000003-copy", "best"} <= set(steps_of(kept))
+    assert {"step-00-notes", "step-1", "step-00000003-copy", "best", "step-00000001"} <= set(steps_of(kept))
 
 
 def test_damaged_newer_checkpoints_do_not_push_out_good_ones(stopped):

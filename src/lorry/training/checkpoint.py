@@ -99,7 +99,7 @@ class CheckpointStore:
             }
             state["checksum"] = _checksum(state)
             (unfinished / "state.json").write_text(json.dumps(state, indent=1), "utf-8")
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            _remove(self.folder / name)
             unfinished.rename(self.folder / name)
         self._prune(checkpoint.step)
 
@@ -131,7 +131,7 @@ class CheckpointStore:
         complete = [folder for folder in earlier if _read_state(folder) is not None]
         for folder in earlier:
             if folder not in complete[-KEPT:]:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
 
     def _check_finite(self, checkpoint: Checkpoint) -> None:
         """Refuse to write what a run could not continue from."""
@@ -225,6 +225,12 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return state if complete else None
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; a folder that holds anything else is not ours, whatever its name."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= FILES | {"state.json"}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_sound(state: dict[str, Any]) -> bool:
