@@ -21,6 +21,7 @@ class RefusedError(Exception):
 def csv_rows(text, separator):
     """Return (line, cells) of every row of a csv file, the header first; cells that span lines are checked."""
     rows, cells, cell, state = [], [], "", "start"
+    spans = []
     line = begin = 1
     opened = 0  # the line in which the current cell was opened
     end = len(text)
@@ -44,7 +45,7 @@ def csv_rows(text, separator):
             if mark == "\n":
                 if cells != [""] or text[place - 1 : place] == '"':
                     rows.append((begin, cells))
-                    _check_span(text, begin, line, separator, len(rows[0][1]) if len(rows) > 1 else 0)
+                    spans += _span(text, begin, line, separator, len(rows[0][1]) if len(rows) > 1 else 0)
                 cells, begin = [], line + 1
         else:
             cell, state = cell + mark, "text"
@@ -53,17 +54,30 @@ def csv_rows(text, separator):
         raise RefusedError
     if cells or cell or state == "text":
         rows.append((begin, [*cells, cell]))
-        _check_span(text, begin, line, separator, len(rows[0][1]) if len(rows) > 1 else 0)
+        spans += _span(text, begin, line, separator, len(rows[0][1]) if len(rows) > 1 else 0)
     if not rows:
         raise RefusedError
+    _check_spans(spans, [cells for _, cells in rows[1:] if len(cells) == len(rows[0][1])])
     return rows
 
 
-def _check_span(text, begin, end, separator, columns):
-    lines = text.split("\n")[begin - 1 : end]
-    many = 2 if separator == "\t" else 10
-    if len(lines) >= many and all(line.count(separator) == columns - 1 for line in lines):
+def _span(text, begin, end, separator, columns):
+    """Return the lines of a row, split, if each of them has as many cells as a row; refuse very many of them."""
+    lines = [line.split(separator) for line in text.split("\n")[begin - 1 : end]]
+    if columns < 2 or len(lines) < 2 or any(len(line) != columns for line in lines):
+        return []
+    if len(lines) >= (2 if separator == "\t" else 10):
         raise RefusedError
+    return [lines]
+
+
+def _check_spans(spans, rows):
+    """Refuse lines that have, in all columns of few values, what the rows have there."""
+    values = [set(column) for column in zip(*rows, strict=True)]
+    few = [place for place, known in enumerate(values) if len(known) ** 2 <= len(rows) and known != {""}]
+    for lines in spans:
+        if few and all(line[place].strip('"') in values[place] for line in lines for place in few):
+            raise RefusedError
 
 
 def json_rows(text):
@@ -165,22 +179,27 @@ def scale_of(labels):
 def refuse_outliers(numbers):
     if any(abs(grade) > 3.4028234663852886e38 for grade in numbers):
         raise RefusedError
-    rows = sorted(numbers)
-    if len(set(rows)) < 3:
+    if len(set(numbers)) < 3:
         return
-    few = max(len(rows) // 100, 1 if len(rows) >= 10 else 0)
-    for ordered in (rows, [-grade for grade in reversed(rows)]):
-        for place in range(max(len(rows) - few, 1), len(rows)):  # those from `place` on are rare
-            rest = ordered[place - 1] - ordered[0]
-            if ordered[place] > ordered[place - 1] and rest > 0 and ordered[place] - ordered[place - 1] > 3 * rest:
-                raise RefusedError
-    for low, high in ((0, 1), (-1, 1)):
-        others = [grade for grade in rows if grade not in (low, high)]
-        if (
-            {low, high} <= set(rows)
-            and len(others) <= len(rows) // 100
-            and any(not low <= grade <= high for grade in others)
-        ):
+    for sign in (1, -1):
+        refuse_above([sign * grade for grade in numbers], [sorted((sign * low, sign)) for low in (0, -1)])
+
+
+def refuse_above(numbers, pairs):
+    levels, count = sorted(set(numbers)), len(numbers)
+    few = max(count // 100, min(3, count // 10))
+    for place in range(2, len(levels)):
+        alone = len(levels) == 3 and levels[:2] in pairs
+        limit, times = (max(few, count // 20), 2) if alone else (few, 3)
+        rest, gap = levels[place - 1] - levels[0], levels[place] - levels[place - 1]
+        above = sum(grade >= levels[place] for grade in numbers)
+        if above <= limit and gap >= times * rest * (1 - 1e-9):
+            raise RefusedError
+    for low, high in pairs:
+        others = sum(grade not in (low, high) for grade in numbers)
+        above = [level for level in levels if level > high]
+        steps = len(above) > 1 and all(b - a <= high - low for a, b in zip([high, *above], above, strict=False))
+        if {low, high} <= set(levels) and others <= max(count // 100, int(count >= 20)) and above and not steps:
             raise RefusedError
 
 

@@ -3,6 +3,8 @@
 import logging
 import re
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_channels import csv_text, judged, write
 
@@ -195,3 +197,24 @@ def test_whole_numbers_that_pandas_wrote_as_floats_are_the_same_ids(tmp_path):
     floats = "query,product_id,label\n" + "".join(f"q{n // 2},{n}.0,{n % 2}\n" for n in range(40))
     write(tmp_path, examples_csv=floats, products_csv=PRODUCTS)
     assert (len(whole(tmp_path)), whole(tmp_path).health.bad) == (40, {})
+
+
+def test_ids_that_pandas_made_doubles_join(tmp_path):
+    """As 1.23456789012e+11 they would be other ids than those of the products."""
+    ids = [123456789012.0 + n for n in range(20)]
+    judged_ids = pa.table(
+        {"query": [f"q {n // 2}" for n in range(21)], "product_id": [*ids, None], "label": [0, 1, 0] * 7}
+    )
+    pq.write_table(judged_ids, tmp_path / "judged.parquet")
+    write(tmp_path, products_csv="product_id,title\n" + "".join(f"{number:.0f},title {number:.0f}\n" for number in ids))
+    pairs = whole(tmp_path)
+    assert pairs.texts.to_pylist() == [f"title {number:.0f}" for number in ids]
+    assert pairs.health.bad == {"unknown product": 1}
+
+
+def test_rows_that_all_have_a_wrong_number_of_cells_are_no_empty_channel(tmp_path):
+    write(tmp_path, p_csv=csv_text([(*row, "") for row in judged(20)]))
+    said = refused(tmp_path)
+    assert "has no rows: 20 were left out for a wrong number of cells " in said
+    assert "(p.csv line 2: 4 cells instead of 3: 'query 0,title 0,1,')" in said
+    assert "Let the header have a name for every cell of a row" in said

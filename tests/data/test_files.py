@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 from pathlib import Path
 
@@ -121,6 +122,27 @@ def test_columns_of_other_types_become_text(tmp_path):
         {"id": "7", "text": "red sofa", "sizes": None, "pair": "a b", "label": "2.33", "flag": "true", "kind": "a"},
         {"id": None, "text": None, "sizes": "1 2", "pair": "c", "label": "3", "flag": "false", "kind": "b"},
     ]
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32(), pa.list_(pa.float64())])
+def test_whole_numbers_are_written_in_full(tmp_path, kind):
+    """Pandas makes doubles of ids where some are missing."""
+    values = [123456789012.0, 2.0**53 - 1, -(2.0**53) + 1, 1e5, 0.0, -0.0, -7.0, 1e15, 2.5, None]
+    if kind == pa.float32():
+        values = [16777215.0, 8388608.0, -16777215.0, 1e5, 0.0, -0.0, -7.0, 1048576.0, 2.5, None]
+    column = pa.array([[value] for value in values] if pa.types.is_list(kind) else values, kind)
+    pq.write_table(pa.table({"id": column}), tmp_path / "a.parquet")
+    whole = ["123456789012", "9007199254740991", "-9007199254740991", "100000", "0", "0", "-7", "1000000000000000"]
+    if kind == pa.float32():
+        whole = ["16777215", "8388608", "-16777215", "100000", "0", "0", "-7", "1048576"]
+    assert [row["id"] for row in read(tmp_path / "a.parquet", ["id"])] == [*whole, "2.5", None]
+
+
+def test_other_doubles_are_as_arrow_writes_them(tmp_path):
+    values = [2.0**53, 1e300, 0.1, math.nan, math.inf, -math.inf, 5e-324]
+    pq.write_table(pa.table({"id": pa.array(values)}), tmp_path / "a.parquet")
+    expected = pa.array(values).cast(pa.string()).to_pylist()
+    assert [row["id"] for row in read(tmp_path / "a.parquet", ["id"])] == expected
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])

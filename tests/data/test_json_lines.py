@@ -112,11 +112,57 @@ def test_a_first_line_that_is_no_object_is_refused(tmp_path, line):
     assert NOT_OBJECTS[line] in refused(write(tmp_path, line, {"id": 1}))
 
 
-@pytest.mark.parametrize("line", [line for line in NOT_OBJECTS if "twice" not in NOT_OBJECTS[line]])
-def test_so_is_a_later_one(tmp_path, line):
+@pytest.mark.parametrize("blank", ["", '{"id": "a: b"}', '{"id": 3}', '{"id": {"a": 1}, "b": ""}'])
+@pytest.mark.parametrize("block", [4 << 20, 12])
+@pytest.mark.parametrize("line", NOT_OBJECTS)
+def test_so_is_a_later_one(tmp_path, monkeypatch, line, block, blank):
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", block)
     said = NOT_OBJECTS[line].replace("line 1", "line 4")
-    if said.startswith("line"):
-        assert said in refused(write(tmp_path, {"id": 1}, "", {"id": 2}, line), "id")
+    if said.startswith("line") and len(line) < 1000:
+        assert said in refused(write(tmp_path, {"id": 1}, blank, {"id": 2}, line), "b")
+
+
+@pytest.mark.parametrize("text", ["x", "x: y", "x : y", 'a 5"', 'a 5": b', "{}", "a\tb", "\\\\"])
+@pytest.mark.parametrize("name", ['"id":', '"id" :', '"id"\t :'])
+@pytest.mark.parametrize("first", [{"b": 1}, {"b": 1, "c": {"d": 1}}])
+def test_a_field_twice_is_refused_wherever_it_is(tmp_path, monkeypatch, text, name, first):
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", 200)
+    line = f'{{"id": {json.dumps(text)}, {name} 2, "b" : 1}}'
+    rows = [*[first] * 10, *[{"id": text, "b": row} for row in range(40)], line, *[{"id": text}] * 40]
+    assert "line 51: it has 'id' twice" in refused(write(tmp_path, *rows), "b")
+
+
+@pytest.mark.parametrize("late", ["split", "Split", "product title", "LOCALE", "esci_label", "meta.split"])
+@pytest.mark.parametrize("text", ["sofa", "size: 3", "{}"])
+def test_a_known_field_that_occurs_later_for_the_first_time_is_refused(tmp_path, monkeypatch, late, text):
+    """It would be ignored, and test rows would be trained on."""
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", 200)
+    rows = [{"query": f"q {row}", "title": f"{text} {row}", "label": row % 2, "new": row} for row in range(50)]
+    head, _, tail = late.rpartition(".")
+    more = {tail: "test"}
+    for row in rows[30:]:
+        row.update({head: more} if head else more)
+    said = refused(write(tmp_path, *rows), "query", "title", "label")
+    assert f"line 31 has the field {tail}, which no earlier line has" in said
+    assert "Give it in the first line as well" in said
+    rows[0] |= {head: {tail: None}} if head else {tail: None}
+    assert len(read(write(tmp_path, *rows), "query")) == 50
+
+
+def test_any_other_field_may_occur_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", 200)
+    rows = [
+        {"query": f"q {row}", "title": "t", "label": 1} | ({"note": "x: y"} if row > 30 else {}) for row in range(50)
+    ]
+    assert len(read(write(tmp_path, *rows), "query")) == 50
+
+
+def test_test_rows_that_only_later_say_so_are_not_trained_on(tmp_path):
+    rows = [{"query": f"q {row % 60}", "title": f"{row} {'x' * 80}", "label": row % 2} for row in range(45_000)]
+    for row in rows[40_000:]:
+        row["split"] = "test"
+    with pytest.raises(UserError, match=r"line 40001 has the field split"):
+        read_channel(write(tmp_path, *rows), PairOptions())
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,23 @@ def test_a_label_far_from_all_others_is_refused_with_its_line(tmp_path, others, 
     assert "--label_map" in said
 
 
+@pytest.mark.parametrize(
+    ("others", "outliers"),
+    [
+        (["0", "1"] * 71, ["11"] * 2), (["0", "1"] * 71, ["11"] * 7), (["0", "1"] * 71, ["-999"] * 7),
+        (["0", "1"] * 71, ["3"] * 7), (["0", "1"] * 71, ["-2"] * 3), (["-1", "1"] * 71, ["5"] * 7),
+        (["1", "2", "3"] * 20, ["9"]), (["1", "2", "3"] * 20, ["9"] * 3), (["0.1", "0.2", "0.3"] * 20, ["0.9"]),
+        (FIVE, ["99"] * 3), (FIVE, ["-999"] * 2), (["0", "1"] * 30, ["2"]), (["0", "1"] * 30, ["3"]),
+        (["0", "1"] * 30, ["-1"]), (["0", "1"] * 71, ["11", "99"]), (["0", "1"] * 500, ["2"] * 8),
+        (["0", "1"] * 30, ["2", "11"]), (["0"] * 600 + ["1"] * 400, ["11"] * 50), (["0", "1"] * 300, ["2", "4"]),
+    ],
+)  # fmt: skip
+def test_a_few_labels_far_from_all_others_are_refused_as_well(tmp_path, others, outliers):
+    said = refused(channel(tmp_path, [*others, *outliers]))
+    assert "is far from nearly all others" in said
+    assert f"the label '{outliers[0]}'" in said or f"the label '{outliers[-1]}'" in said
+
+
 @pytest.mark.parametrize("number", ["1e39", "-1e39", "1e400", "9" * 400, "3.5e38"])
 @pytest.mark.parametrize("others", [BINARY, FIVE, ["7"]])
 def test_a_number_beyond_float32_is_refused(tmp_path, number, others):
@@ -62,8 +79,12 @@ def test_a_number_beyond_float32_is_refused(tmp_path, number, others):
         ["0"] * 400 + ["1"] * 80 + ["2"] * 16 + ["3"] * 5, ["1"] * 300 + ["2", "3", "4", "5"],
         ["5"] * 300 + ["4", "3", "2", "1"], ["0", "1", "3", "7", "15"] * 30, ["-2", "-1", "0", "1", "2"] * 30,
         ["0", "0.5", "1"] * 50, [f"{number / 997:.4f}" for number in range(997)], ["0", "1", "2"] * 40 + ["x"],
-        ["0", "10", "20", "30"] * 30 + ["100"], ["E", "S", "C", "I"] * 40, ["0", "1"] * 5 + ["4"],
-        ["0", "1"] * 4 + ["11"],
+        ["0", "10", "20", "30"] * 30 + ["100"], ["E", "S", "C", "I"] * 40, ["0", "1"] * 5 + ["2"],
+        ["0", "1"] * 4 + ["11"], ["0", "1"] * 60 + ["2"] * 3, ["0", "1"] * 60 + ["-1"] * 3,
+        ["0"] * 800 + ["1"] * 150 + ["2"] * 40 + ["3"] * 10, ["0"] * 700 + ["1"] * 270 + ["2"] * 30,
+        ["0"] * 700 + ["1"] * 293 + ["2"] * 4 + ["3"] * 3, ["0"] * 800 + ["1"] * 160 + ["3"] * 30 + ["7"] * 8 + ["15"],
+        ["0", "1"] * 60 + ["3"] * 8, ["0", "1"] * 60 + ["2", "3"], ["1", "2", "3"] * 20 + ["8"],
+        ["-1", "1"] * 60 + ["2", "3"], ["-1", "0", "1"] * 60 + ["2"],
     ],
 )  # fmt: skip
 def test_honest_scales_are_read(tmp_path, labels):
@@ -96,3 +117,27 @@ def test_only_rows_that_are_used_count(tmp_path):
     rows = [(f"q{row // 2}", f"t{row}", row % 2, "us") for row in range(144)] + [("q", "t", 99, "es")]
     text = "query,title,label,locale\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
     assert len(read_channel(write(tmp_path, pairs_csv=text), PairOptions(locale="us"))["all"]) == 144
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (
+            ["1"] * 8 + ["0"] * 192,
+            "only 8 of the 200 training pairs are relevant: those with the label 1 or a better one (0/1)",
+        ),
+        (["0"] * 150 + ["1"] * 42 + ["2"] * 2 + ["3"] * 6, "only 8 of the 200 training pairs are relevant: those with "
+         "the label 2 or a better one (grades 0..3)"),
+        (["1"] * 150 + ["2"] * 42 + ["3"] * 8, "the label 2.33 or a better one (grades 1..3)"),
+        (["C"] * 192 + ["S"] * 8, "the label S or a better one (ESCI)"),
+        (["0", "1"] * 100, None),
+        (["1"] * 10 + ["0"] * 190, None),
+    ],
+)  # fmt: skip
+def test_few_relevant_pairs_are_told_of(tmp_path, caplog, labels, said):
+    config = {"validation": str(channel(tmp_path / "validation", [*labels[:3], *labels[-3:]]))}
+    read_splits(TrainConfig(train=str(channel(tmp_path / "train", labels)), **config))
+    told = [message for message in caplog.messages if "are relevant" in message]
+    assert len(told) == bool(said)
+    assert not said or said in told[0]
+    assert not told or told[0].endswith("; --positive_threshold sets another limit")

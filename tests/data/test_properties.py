@@ -87,7 +87,9 @@ LINES = [
     '"a\r\nb",c',
 ]  # fmt: skip
 some_lines = st.lists(st.sampled_from(LINES), max_size=25)
-bodies = st.text(st.sampled_from('"",,\n\nab'), max_size=60) | st.builds("\n".join, some_lines)
+FEW_VALUES = ["a,b", "b,a", "a,a", 'a,"b', 'b",a', '"a,b', 'a",b', 'a,"c', 'c",a', '"b,c d,', 'b,"c\nd,a"']
+few_lines = st.lists(st.sampled_from(FEW_VALUES), max_size=40)
+bodies = st.text(st.sampled_from('"",,\n\nab'), max_size=60) | st.builds("\n".join, some_lines | few_lines)
 
 
 def check_csv(body, separator, block, packing):

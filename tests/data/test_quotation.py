@@ -87,8 +87,92 @@ def test_one_that_an_inch_mark_seems_to_close_is_refused(tmp_path, separator, be
     lines = [HEADER, *rows(20), 'query 20,"title 20,0', *rows(between, 21), 'query 99,pipe 5",1', *rows(10, 100)]
     said = refused(write(tmp_path, "\n".join(lines).replace(",", separator)))
     assert (
-        f"line 22: a quotation mark is opened and closed in line {23 + between}, after {between + 1} other rows" in said
+        f"line 22: a quotation mark is opened and closed in line {23 + between}, after {between + 1} other row" in said
     )
+
+
+def with_stray_marks(lines, size):
+    """Lines of rows, in groups: the first title of each begins with a stray mark, the last one ends in an inch mark."""
+    for first in range(0, len(lines) - size + 1, size):
+        last = first + size - 1
+        lines[first] = lines[first].replace("title", '"title')
+        query, title, label = lines[last].split(",")
+        lines[last] = f'{query},{title} 19",{label}'
+    return lines
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("size", [2, 3, 9])
+@pytest.mark.parametrize("block", [4 << 20, 100])
+@pytest.mark.parametrize("form", ["once", "at the beginning", "in every group"])
+def test_rows_between_two_stray_marks_are_refused_however_few(tmp_path, monkeypatch, separator, size, block, form):
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", block)
+    count = 99 if form == "in every group" else size
+    ordinary = {"once": rows(40, 100), "at the beginning": [], "in every group": rows(1, 100)}[form]
+    lines = [HEADER, *ordinary, *with_stray_marks(rows(count, 200), size), *rows(40, 300)]
+    said = refused(write(tmp_path, "\n".join(lines).replace(",", separator)))
+    first, others = 2 + len(ordinary), size - 1
+    row = "row" if others == 1 else "rows"
+    assert (
+        f"line {first}: a quotation mark is opened and closed in line {first + others}, after {others} other {row}."
+    ) in said
+
+
+def test_rows_swallowed_everywhere_are_refused(tmp_path):
+    lines = [f"query {row % 60},title {row},{row * 7 // 4 % 2}" for row in range(594)]
+    assert "line 2: a quotation mark is opened and closed in line 10" in refused(
+        write(tmp_path, "\n".join([HEADER, *with_stray_marks(lines, 9)]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("label,query,title", "{label},query {n},{mark}title {n}{inch}"),
+        ("query_id,query,esci_label,title", "{n},query {n},{letter},{mark}title {n}{inch}"),
+        ("query,title,note,label,split", "query {n},{mark}title {n}{inch},,{label},train"),
+    ],
+)
+def test_so_they_are_wherever_the_label_is(tmp_path, header, row):
+    lines = [
+        row.format(n=n, label=n % 2, letter="ESCI"[n % 4], mark='"' * (n == 20), inch=' 19"' * (n == 22))
+        for n in range(40)
+    ]
+    assert "line 22: a quotation mark is opened and closed in line 24" in refused(
+        write(tmp_path, "\n".join([header, *lines]))
+    )
+
+
+HONEST = {
+    "as many commas in every line as in a row": "Oak, pine, ash\nbeech, elm and, last\nbirch, cherry",
+    "two such lines": "Oak, pine\nash, beech",
+    "commas without blanks": "Oak,pine\nash,beech",
+    "numbers, but not in every line": "Seats,1\n3,1,0\nx,y",
+    "numbers that are no labels": "3,4\n5,6,7\n8,9",
+    "the query in every line": "lamp, 1\nlamp, brass",
+    "other numbers of commas": "One, two, three, four\n\nA, b\nc",
+    "commas at the ends": "One,two,\nthree,four,\nfive,",
+}
+
+
+@pytest.mark.parametrize("text", HONEST.values(), ids=HONEST)
+@pytest.mark.parametrize(("header", "place"), [(HEADER, 1), ("query,label,title", 2), ("title,query,label", 0)])
+@pytest.mark.parametrize("every", [1, 7, 50])
+def test_honest_texts_of_several_lines_are_read(tmp_path, text, header, place, every):
+    cells = []
+    for row in range(50):
+        cells.append(["lamp" if row % 5 else f"q {row}", str(row % 2)])
+        cells[-1].insert(place, f"{row}, {text}" if row % every == 0 else f"title {row}")
+    sink = io.StringIO(newline="")
+    csv.writer(sink, lineterminator="\n").writerows([header.split(","), *cells])
+    found = read(write(tmp_path, sink.getvalue()))
+    assert [row[1:] for row in found] == [tuple(row) for row in cells]
+
+
+def test_products_of_several_lines_are_read(tmp_path):
+    """Without a column of few values nothing tells rows from text."""
+    lines = [f'{n},"Oak {n}, 3\npine, {n}"' for n in range(20)]
+    assert len(read(write(tmp_path, "\n".join(["product_id,title", *lines])))) == 20
 
 
 def test_an_unclosed_cell_after_one_that_spans_lines_is_named_by_its_own_line(tmp_path):

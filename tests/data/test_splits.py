@@ -1,5 +1,6 @@
 """Which rows belong to which split, and what splits have in common."""
 
+import hashlib
 import logging
 
 import numpy as np
@@ -105,7 +106,8 @@ def test_overlap_may_be_left_out_of_training(channels, exclude, left_out):
     assert sizes(found) == {"train": 40 - left_out, "validation": 8, "test": 9}
     train = found["train"].health
     assert (train.rows, train.kept) == (40, 40 - left_out)
-    assert train.bad == ({"also in validation or test": left_out} if left_out else {})
+    kind = {"queries": "query also in validation or test"}.get(exclude, "also in validation or test")
+    assert train.bad == ({kind: left_out} if left_out else {})
     overlap = found["test"].health.overlap
     assert exclude != "pairs" or str(overlap) == (
         "2 of the 5 queries are training queries as well, but no pair is a training pair"
@@ -115,6 +117,48 @@ def test_overlap_may_be_left_out_of_training(channels, exclude, left_out):
     ]
     kept = [row[1] for row in TRAIN if row[0] not in ("query 0", "query 1")]
     assert exclude != "queries" or texts(found["train"]) == kept
+
+
+# Queries and titles that most models see as the same: in case, in Unicode form, in both.
+SAME = [("red sofa", "RED Sofa"), ("café", "cafe\u0301"), ("CAFÉ 2", "cafe\u0301 2"), ("straße", "STRASSE"),
+        ("Ὀδυσσεύς", "ὈΔΥΣΣΕΎΣ"), ("ångström", "A\u030angstro\u0308m")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left_out", "shared"), [("none", 0, (7, 13)), ("pairs", 12, (7, 0)), ("queries", 24, (0, 0))]
+)
+def test_case_and_unicode_form_make_no_other_query(tmp_path, caplog, exclude, left_out, shared):
+    rows = [(one, f"{one} {n}", n % 2) for one, _ in SAME for n in range(4)]
+    test = [(two, f"{two} {n}", n % 2) for _, two in SAME for n in range(2, 6)] + [("Red SOFA", "red sofa 2", 0)]
+    files = {"train": [*rows, *judged(40)], "validation": judged(4, 80), "test": [*test, *judged(4, 60)]}
+    config = {name: str(write(tmp_path / name, pairs_csv=content)) for name, content in files.items()}
+    found = read_splits(TrainConfig(**config, exclude_overlap=exclude))
+    overlap = found["test"].health.overlap
+    assert (overlap.shared_queries, overlap.shared_pairs, overlap.queries, overlap.pairs) == (*shared, 9, 29)
+    assert len(found["train"]) == 64 - left_out
+    what = {"pairs": "12 pairs that are", "queries": "24 pairs of queries that are"}.get(exclude)
+    assert what is None or f"left out of training: {what} also in validation or test" in caplog.messages
+
+
+def test_no_query_is_held_out_in_one_case_and_trained_on_in_another(tmp_path):
+    rows = [(spelled, f"{spelled} {n}", n) for q in range(60) for spelled in (f"é {q}", f"É {q}") for n in (0, 1)]
+    found = read_splits(TrainConfig(train=str(write(tmp_path, pairs_csv=rows))))
+    assert {len(queries) % 2 for queries in (found["train"].queries, found["validation"].queries)} == {0}
+    assert found["validation"].health.overlap.shared_queries == 0
+    one = write(tmp_path / "one", pairs_csv=[("sofa", "a", 1), ("Sofa", "b", 0)])
+    with pytest.raises(UserError, match="fewer than two queries"):
+        read_splits(TrainConfig(train=str(one)))
+
+
+def test_lower_case_queries_are_held_out_as_they_always_were(tmp_path):
+    """Figures that were measured earlier stay comparable."""
+    found = read_splits(TrainConfig(train=str(write(tmp_path, pairs_csv=judged(120)))))
+    known = [
+        f"query {q}"
+        for q in range(60)
+        if int.from_bytes(hashlib.blake2b(f"query {q}".encode(), digest_size=8).digest(), "little") < 0.1 * 2**64
+    ]
+    assert found["validation"].queries.to_pylist() == known
 
 
 def test_queries_of_validation_are_left_out_as_well(channels):

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -121,6 +122,8 @@ def read_tables(location: str, options: PairOptions, names: Collection[str], pur
             _load(table, Path(scratch) / f"{number}.arrow", skipped) for number, table in enumerate(schema.tables)
         )
         del schema, sources  # and with them the memory-mapped files of data sets
+        if not len(judgements):
+            _refuse_empty(location, skipped)
         wanted = _filter(location, judgements, options)
         split = encode(judgements["split"]) if "split" in judgements.columns else None
         splits = _split(location, judgements.ends, split, wanted, [name for _, name in read])
@@ -188,6 +191,16 @@ def _cells(batch: pa.Table, columns: Sequence[str], name: str) -> pa.ChunkedArra
     return clean(cells) if name in ("query", "text") else cells
 
 
+def _refuse_empty(location: str, skipped: SkippedRows) -> NoReturn:
+    if not skipped.count:
+        raise UserError(f"{location} has no rows", "Give judged pairs.")
+    raise UserError(
+        f"{location} has no rows: {skipped.count:,} were left out for a wrong number of cells ({skipped.examples[0]})",
+        "Let the header have a name for every cell of a row, and put cells that contain the separator in quotation "
+        "marks; or save as parquet.",
+    )
+
+
 def _resolve(name: str, rows: _Table, other: _Table, key: Sequence[str]) -> Column:
     """Return a column of the judgements, or of the `other` table, joined on the columns of `key` that both have."""
     if name in rows.columns:
@@ -214,8 +227,7 @@ def _filter(location: str, rows: _Table, options: PairOptions) -> NDArray[np.boo
             raise UserError(f"no row of {location} has {name} {value}, only {shown}", f"Change {name} or leave it out.")
         wanted &= held[column.codes]
     if not wanted.any():
-        kept = " that the filters keep" if len(rows) else ""
-        raise UserError(f"{location} has no rows{kept}", "Give judged pairs.")
+        raise UserError(f"{location} has no rows that the filters keep", "Give judged pairs.")
     return wanted
 
 

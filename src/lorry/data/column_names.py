@@ -59,6 +59,11 @@ def names_of(option: str, options: PairOptions) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
+def is_recognised(column: str) -> bool:
+    """Tell whether a column of this name may be recognised as something."""
+    return any(_plain(column) in group for groups in NAMES.values() for group in groups)
+
+
 def product_id_of(columns: Sequence[str]) -> Choice | None:
     """Return the column `id`, which in a table of products is the product's id."""
     named = [column for column in columns if _plain(column) == "id"]

@@ -21,13 +21,14 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from lorry.data.rows import Rows, RowSkipped, without_empty
+from lorry.data.several_rows import Span, SpanCheck, find_span
 from lorry.data.text_lines import Lines, check_length, read_lines
 from lorry.data.wording import quoted
 from lorry.errors import UserError
 
 MAX_CELL_LINES = 1000
 # A row that spans this many lines, each with as many separators as a row has, is several rows in one. Commas, unlike
-# tabs, are common in texts, so that a few such lines may be a text.
+# tabs, are common in texts, so that a few such lines may be a text: `several_rows` looks at what is between them.
 MANY_LINES = {b"\t": 2}
 MANY_LINES_ELSE = 10
 
@@ -46,12 +47,19 @@ def read_csv(path: Path, columns: Sequence[str], skipped: RowSkipped) -> Iterato
         skipped: Called with a description of every row that has too many or too few cells.
 
     Raises:
-        UserError: The file is empty or not UTF-8, or a quotation mark is never closed.
+        UserError: The file is empty or not UTF-8, a quotation mark is never closed, or one closes in another row.
         pyarrow.ArrowException: It cannot be parsed.
     """
-    for block in _read_blocks(path):
+    blocks = _read_blocks(path)
+    first = next(blocks)  # which has no rows
+    check = SpanCheck([first.header.index(column) for column in columns])
+    for block in blocks:
         if len(block.lines):
-            yield _parse(path.name, block, columns, skipped)
+            rows = _parse(path.name, block, columns, skipped)
+            check.add(rows.cells, block.spans)
+            yield rows
+    if span := check.find_several(first.separator):
+        _refuse_several(path, span)
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,14 @@ class _Block:
     Attributes:
         content: Their bytes.
         lines: [N] the line of the file in which each row begins; blank lines are no rows.
+        spans: Those that span lines and may be several rows.
         separator: Of cells.
         header: The columns of the file.
     """
 
     content: bytes
     lines: NDArray[np.int32]
+    spans: list[Span]
     separator: bytes
     header: list[str]
 
@@ -81,12 +91,12 @@ def _read_blocks(path: Path) -> Iterator[_Block]:
             separator = _find_separator(path, block.content)
             header, block = _split_header(path, block, separator)
             if header:
-                yield _Block(b"", np.empty(0, np.int32), separator, header)
-        numbers, end = _find_rows(path, block, separator, len(header))
+                yield _Block(b"", np.empty(0, np.int32), [], separator, header)
+        numbers, spans, end = _find_rows(path, block, separator, len(header))
         rest, line = block.content[end:], block.first + block.content.count(b"\n", 0, end)
         check_length(path, line, rest)
         if header:
-            yield _Block(block.content[:end], numbers, separator, header)
+            yield _Block(block.content[:end], numbers, spans, separator, header)
     if rest:
         _refuse_quotation(path, line, "and never closed")
     if not header:
@@ -137,8 +147,8 @@ def _parse(name: str, block: _Block, columns: Sequence[str], skipped: RowSkipped
     return Rows(pa.table(cells, names=list(columns)), np.delete(block.lines, left_out))
 
 
-def _find_rows(path: Path, block: Lines, separator: bytes, columns: int) -> tuple[NDArray[np.int32], int]:
-    """Return in which line of the file each row [N] begins, and where in the block the last whole row ends.
+def _find_rows(path: Path, block: Lines, separator: bytes, columns: int) -> tuple[NDArray[np.int32], list[Span], int]:
+    """Return in which line of the file each row [N] begins, the spans, and where in the block the last whole row ends.
 
     Args:
         path: The file, for errors.
@@ -150,6 +160,7 @@ def _find_rows(path: Path, block: Lines, separator: bytes, columns: int) -> tupl
     begins = np.append(0, ends[:-1])
     is_row, end = ends - begins > 1, len(block.content)  # a blank line is no row
     free = 0  # the first line that belongs to no row yet
+    spans: list[Span] = []
     for line in _lines_that_open(block.content, ends, separator):
         if line < free:
             continue
@@ -159,11 +170,13 @@ def _find_rows(path: Path, block: Lines, separator: bytes, columns: int) -> tupl
         if free - line > MAX_CELL_LINES:
             _refuse_quotation(path, number, f"and not closed in the next {MAX_CELL_LINES:,} lines")
         is_row[line + 1 : free] = False
-        if row:
-            _refuse_several(path, number, row, separator, columns)
-        else:
+        if span := find_span(number, row, separator, columns):
+            if span.count >= MANY_LINES.get(separator, MANY_LINES_ELSE):
+                _refuse_several(path, span)
+            spans.append(span)
+        if not row:
             is_row[line], end = False, begin
-    return (np.flatnonzero(is_row) + block.first).astype(np.int32), end
+    return (np.flatnonzero(is_row) + block.first).astype(np.int32), spans, end
 
 
 def _lines_that_open(content: bytes, ends: NDArray[np.int64], separator: bytes) -> list[int]:
@@ -195,13 +208,10 @@ def _find_row(path: Path, content: bytes, begin: int, number: int, separator: by
     return b""
 
 
-def _refuse_several(path: Path, number: int, row: bytes, separator: bytes, columns: int) -> None:
-    """Refuse a row that spans lines and is likely to be several rows."""
-    lines = row.removesuffix(b"\n").split(b"\n")
-    if columns > 1 and len(lines) >= MANY_LINES.get(separator, MANY_LINES_ELSE):
-        others = len(lines) - 1
-        if {line.count(separator) for line in lines} == {columns - 1}:
-            _refuse_quotation(path, number, f"and closed in line {number + others}, after {others} other rows")
+def _refuse_several(path: Path, span: Span) -> NoReturn:
+    others = span.count - 1
+    rows = "rows" if others > 1 else "row"
+    _refuse_quotation(path, span.line, f"and closed in line {span.line + others}, after {others} other {rows}")
 
 
 @dataclass(frozen=True)

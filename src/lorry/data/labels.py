@@ -16,6 +16,7 @@ grade.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,8 +36,13 @@ MAX_LEVELS = 16  # a scale with more grades is shown in STEPS steps
 STEPS = 9
 BINARY = ((0.0, 1.0), (-1.0, 1.0))
 LARGEST = float(np.finfo(np.float32).max)
-RARE = 100  # a label is rare that fewer than one of so many rows has, or a single row of ten or more
-FAR = 3  # a rare label is an outlier if it is farther from the others than so many times the range of these
+RARE = 100  # labels are rare that fewer than one of so many rows has, or very few rows at all
+FEW = 3  # such a number of rows, but not more than a tenth of them
+FAR = 3  # rare labels are outliers if they are farther from the others than so many times the range of these
+# On a scale that is otherwise 0/1 or -1/1, one other number may be a mistake that is made more often. As 3 in 0, 1 and
+# 3, it must leave out at least one step: rare 2s, or rare 2s and 3s, are those of an honest scale.
+RARE_ALONE, FAR_ALONE = 20, 2
+NEAR_ROWS = 20  # in so many rows or more, a single row with another number than 0 and 1 is a mistake, too
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,12 @@ class Scale:
     names: tuple[str, ...]
     lowest: float
     threshold: float
+
+    @property
+    def lowest_relevant(self) -> str:
+        """Return the lowest label that counts as relevant: its name where labels are words, else the threshold."""
+        names = [name for name, level in zip(self.names, self.levels, strict=True) if level >= self.threshold]
+        return names[-1] if self.numbers == "none" and names else f"{self.threshold:g}"
 
     def grades(self, labels: pa.Array) -> NDArray[np.float64]:
         """Return the grade of each label [N]; NaN for labels that are not on the scale."""
@@ -119,8 +131,8 @@ def find_scale(labels: pa.Array, counts: NDArray[np.int64], label_map: str, thre
 def find_outlier(labels: pa.Array, counts: NDArray[np.int64]) -> tuple[int, str] | None:
     """Return the index of a number that does not belong on the scale of the others, and why; None if there is none.
 
-    A rare label that is far from all others is a mistake or means "not judged", as 11 among 0 and 1, or -999. So is
-    any rare number outside 0 and 1, or -1 and 1, where nearly all labels are these two.
+    Rare labels that are far from all others are a mistake or mean "not judged", as 11 among 0 and 1, or -999. So is
+    any very rare number outside 0 and 1, or -1 and 1, where nearly all labels are these two.
 
     Args:
         labels: [L] the distinct labels as they were read.
@@ -133,24 +145,46 @@ def find_outlier(labels: pa.Array, counts: NDArray[np.int64]) -> tuple[int, str]
     if len(grades) < 3:
         return None
     rows = np.bincount(place, weights=counts[~np.isnan(numbers)]).astype(np.int64)
-    inside = _inside(grades, rows) & _inside(-grades[::-1], rows[::-1])[::-1]
-    for binary in BINARY:
-        others = ~np.isin(grades, binary)
-        if np.isin(binary, grades).all() and rows[others].sum() <= rows.sum() // RARE:
-            inside &= (binary[0] <= grades) & (grades <= binary[1])
+    inside = np.ones(len(grades), bool)
+    for sign in (1, -1):
+        pairs = [tuple(sorted(sign * grade for grade in binary)) for binary in BINARY]
+        rising = (sign * grades)[::sign]
+        inside &= ~(_far_above(rising, rows[::sign], pairs) | _just_above(rising, rows[::sign], pairs))[::sign]
     if inside.all():
         return None
     low, high = grades[inside].min(), grades[inside].max()
     return int(np.flatnonzero(numbers == grades[~inside][0])[0]), f"is far from nearly all others, {low:g} to {high:g}"
 
 
-def _inside(grades: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which of the rising grades are not rare ones that lie far above the others."""
-    total = rows.sum()
-    rare = rows[::-1].cumsum()[::-1] <= max(total // RARE, total >= 10)
+def _far_above(
+    grades: NDArray[np.float64], rows: NDArray[np.int64], pairs: Sequence[Sequence[float]]
+) -> NDArray[np.bool_]:
+    """Return which of the rising grades [G] are rare ones that lie far above the others; `pairs` are BINARY scales."""
+    total = int(rows.sum())
+    limit = np.full(len(grades), max(total // RARE, min(FEW, total // 10)))
+    distance = np.full(len(grades), float(FAR))
+    if len(grades) == 3 and tuple(grades[:2]) in pairs:
+        limit[2], distance[2] = max(limit[2], total // RARE_ALONE), FAR_ALONE
+    rare = rows[::-1].cumsum()[::-1] <= limit
     ranges = grades[:-1] - grades[0]
-    far = rare[1:] & (ranges > 0) & (np.diff(grades) > FAR * ranges)
-    return np.append(True, ~np.logical_or.accumulate(far))[: len(grades)]
+    wanted = distance[1:] * ranges * (1 - 1e-9)  # 0.9 - 0.3 is below 3 x 0.2
+    far = rare[1:] & (ranges > 0) & (np.diff(grades) >= wanted)
+    return np.append(False, np.logical_or.accumulate(far))
+
+
+def _just_above(
+    grades: NDArray[np.float64], rows: NDArray[np.int64], pairs: Sequence[Sequence[float]]
+) -> NDArray[np.bool_]:
+    """Return which of the rising grades [G] are very rare ones above 0 and 1, but no further steps of such a scale."""
+    total = int(rows.sum())
+    found = np.zeros(len(grades), bool)
+    for low, high in pairs:
+        others, above = ~np.isin(grades, (low, high)), grades > high
+        rare = rows[others].sum() <= max(total // RARE, total >= NEAR_ROWS)
+        steps = above.sum() > 1 and (np.diff(grades[grades >= high]) <= high - low).all()
+        if np.isin((low, high), grades).all() and rare and not steps:
+            found |= above
+    return found
 
 
 def parse_label_map(text: str) -> dict[str, float]:

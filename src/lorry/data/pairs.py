@@ -21,16 +21,18 @@ from numpy.typing import NDArray
 
 from lorry.config import PairOptions, TrainConfig
 from lorry.data.channel import Channel, read_tables
-from lorry.data.health import GOOD, Health, Overlap, find_faults, health_of, refuse_if_bad
+from lorry.data.health import GOOD, Health, find_faults, health_of, refuse_if_bad
 from lorry.data.labels import Scale, find_outlier, find_scale
+from lorry.data.overlap import compare_with_training
+from lorry.data.strings import fold
 from lorry.data.wording import quoted
 from lorry.errors import UserError
 from lorry.names import SPLITS
 
 log = logging.getLogger("lorry")
 
+FEW_RELEVANT = 0.05  # a smaller share of relevant training pairs is told of
 HELD_OUT = ("validation", "test")  # splits that may be channels of their own or come with the training pairs
-OVERLAP = "also in validation or test"  # training pairs that --exclude_overlap leaves out
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,18 @@ def read_splits(config: TrainConfig) -> dict[str, Pairs]:
             splits[name] = found[name]
     if "validation" not in splits:
         splits["train"], splits["validation"] = split_by_query(splits["train"], config.validation_fraction)
-    splits = _compare_with_training({name: splits[name] for name in SPLITS if name in splits}, config.exclude_overlap)
+    others_found = {name: splits[name] for name in HELD_OUT if name in splits}
+    splits = compare_with_training(splits["train"], others_found, config.exclude_overlap)
     check_both_classes(splits["train"], "training")
+    _warn_of_few_relevant(splits["train"], scale)
     return splits
 
 
 def split_by_query(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
     """Split pairs into (train, held out) so that no query is on both sides.
 
-    The side of a query follows from its hash alone, not from the order of the rows or from other queries.
+    The side of a query follows from its hash alone, not from the order of the rows or from other queries. Queries that
+    differ only in case or in their Unicode form are one.
 
     Args:
         pairs: They must have at least two queries.
@@ -147,15 +152,15 @@ def split_by_query(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
     Raises:
         UserError: There are fewer than two queries.
     """
-    if len(pairs.queries) < 2:
-        raise UserError("the pairs have fewer than two queries", "Add queries, or give validation pairs.")
     hashes = np.empty(len(pairs.queries), np.uint64)
     for start in range(0, len(hashes), 1 << 16):
-        batch = pairs.queries.slice(start, 1 << 16).to_pylist()
+        batch = fold(pairs.queries.slice(start, 1 << 16)).to_pylist()
         digests = b"".join(hashlib.blake2b(query.encode(), digest_size=8).digest() for query in batch)
         hashes[start : start + len(batch)] = np.frombuffer(digests, "<u8")
+    if not len(hashes) or hashes.min() == hashes.max():
+        raise UserError("the pairs have fewer than two queries", "Add queries, or give validation pairs.")
     held = hashes < fraction * 2.0**64
-    held[hashes.argmin()], held[hashes.argmax()] = True, False  # neither side is ever empty
+    held[hashes == hashes.min()], held[hashes == hashes.max()] = True, False  # neither side is ever empty
     rows = held[pairs.query]
     return pairs.select(~rows), pairs.select(rows)
 
@@ -177,6 +182,16 @@ def check_both_classes(pairs: Pairs, name: str) -> None:
         raise UserError(
             f"{which} of the {len(pairs):,} {name} pairs is relevant (labels: {labels})",
             "Give pairs of both kinds, or set the lowest grade that counts as relevant: --positive_threshold NUMBER",
+        )
+
+
+def _warn_of_few_relevant(train: Pairs, scale: Scale) -> None:
+    """Say so where few pairs are relevant: an odd label may have moved the threshold."""
+    relevant = int(train.relevant.sum())
+    if relevant < FEW_RELEVANT * len(train):
+        log.warning(
+            f"only {relevant:,} of the {len(train):,} training pairs are relevant: those with the label "
+            f"{scale.lowest_relevant} or a better one ({scale.name}); --positive_threshold sets another limit"
         )
 
 
@@ -248,56 +263,6 @@ def _refuse_outlier(channel: Channel, wanted: NDArray[np.bool_], counts: NDArray
             "Correct it; leave the cell empty if it means that nobody judged the pair; or, if it is right, give the "
             "grade of every label: --label_map 0=0,1=1,9=9",
         )
-
-
-def _compare_with_training(splits: dict[str, Pairs], exclude: str) -> dict[str, Pairs]:
-    """Say what validation and test pairs have in common with the training pairs, and leave that out of training.
-
-    Args:
-        splits: The pairs of each split.
-        exclude: Which training pairs to leave out: none, pairs or queries (see `TrainConfig.exclude_overlap`).
-
-    Raises:
-        UserError: No training pairs are left.
-    """
-    train, others = splits["train"], {name: splits[name] for name in HELD_OUT if name in splits}
-    if exclude != "none":
-        shared = [_shared_with(train, other)[exclude == "pairs"] for other in others.values()]
-        excluded = np.logical_or.reduce(shared)
-        if excluded.all():
-            raise UserError(
-                f"all {len(train):,} training pairs are left out by exclude_overlap={exclude}",
-                "Give training pairs that are not in validation and test as well.",
-            )
-        train = _leave_out(train, excluded)
-    for name, other in others.items():
-        query, pair = _shared_with(train, other)
-        overlap = Overlap(len(np.unique(train.query[query])), len(other.queries), int(pair.sum()), len(other))
-        others[name] = replace(other, health=replace(other.health, overlap=overlap))
-        if overlap.shared_queries:
-            log.warning("%s: %s; --exclude_overlap queries leaves them out of training", name, overlap)
-        else:
-            log.info("%s: %s", name, overlap)
-    return {"train": train, **others}
-
-
-def _shared_with(train: Pairs, other: Pairs) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which pairs [N] of `train` have a query that `other` has, and which have a query and text that it has."""
-    query = pc.index_in(train.queries, value_set=other.queries).fill_null(-1).to_numpy()[train.query]
-    same_query, same_pair = query >= 0, np.zeros(len(train), bool)
-    if same_query.any():
-        text = pc.index_in(train.texts, value_set=other.texts).fill_null(-1).to_numpy()[train.text]
-        rows = np.flatnonzero(same_query & (text >= 0))
-        pairs = query[rows].astype(np.int64) * len(other.texts) + text[rows]
-        same_pair[rows] = np.isin(pairs, other.query.astype(np.int64) * len(other.texts) + other.text)
-    return same_query, same_pair
-
-
-def _leave_out(train: Pairs, excluded: NDArray[np.bool_]) -> Pairs:
-    count, health = int(excluded.sum()), train.health
-    log.info("left out of training: %s pairs that are %s", f"{count:,}", OVERLAP)
-    bad = health.bad | ({OVERLAP: count} if count else {})
-    return replace(train.select(~excluded), health=replace(health, kept=health.kept - count, bad=bad))
 
 
 def _log(location: str, name: str, pairs: Pairs) -> None:

@@ -17,6 +17,7 @@ from lorry.data.wording import short
 from lorry.errors import UserError
 
 BATCH_ROWS = 1 << 16  # rows read at once from a file in columns
+EXACT = 2.0**53  # below it, a double holds every whole number exactly
 
 RowSkipped = Callable[[str], None]  # called with a description of every row that is left out
 
@@ -75,7 +76,7 @@ def _as_text(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray
             column = column.cast(column.type.value_type)
         if _is_list(column.type):
             column = pa.chunked_array([_join_items(chunk) for chunk in column.chunks], pa.large_string())
-        return without_empty(column.cast(pa.large_string()))
+        return without_empty(_words(column))
     except pa.ArrowNotImplementedError:
         kind = str(column.type).split("<", 1)[0]
         raise UserError(
@@ -89,6 +90,16 @@ def _as_text(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray
         ) from error
 
 
+def _words(values: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Return values as text; whole numbers have no exponent, else ids would not join where some are missing."""
+    words = values.cast(pa.large_string())
+    if not pa.types.is_floating(values.type):
+        return words
+    numbers = values.cast(pa.float64())
+    whole = pc.and_(pc.less(pc.abs(numbers), EXACT), pc.equal(numbers, pc.trunc(numbers)))
+    return pc.if_else(whole, pc.if_else(whole, numbers, 0.0).cast(pa.int64()).cast(pa.large_string()), words)
+
+
 def _is_list(kind: pa.DataType) -> bool:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return is_list and not pa.types.is_nested(kind.value_type)
@@ -96,7 +107,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 def _join_items(lists: pa.Array) -> pa.Array:
     """Return the items of each list [N], one after the other with a space between; null items are left out."""
-    items = pc.list_flatten(lists).cast(pa.large_string())
+    items = _words(pc.list_flatten(lists))
     ends = np.cumsum(pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
     kept_before = np.append(0, np.cumsum(items.is_valid().to_numpy(zero_copy_only=False), dtype=np.int64))
     offsets = kept_before[np.append(0, ends)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,22 @@ class Column:
         if self.join and self.join.ambiguous[row]:
             return f"{value} (one of several of id {self.join.describe_id(row)})"
         return value
+
+
+def fold(strings: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Return strings [N] without what most models ignore: in lower case, and with accents in one form (NFC).
+
+    Only strings that are not ASCII go through Python.
+    """
+    folded, other = pc.ascii_lower(strings), pc.invert(pc.string_is_ascii(strings))
+    if not pc.any(other, min_count=0).as_py():
+        return folded
+    texts = [_composed(_composed(text).casefold()) for text in strings.filter(other).to_pylist()]
+    return pc.replace_with_mask(folded, other, pa.array(texts, pa.large_string()))
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def encode(column: pa.ChunkedArray) -> Column:
