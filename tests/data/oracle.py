@@ -4,6 +4,7 @@ Nothing here is shared with the package, and nothing is fast.
 """
 
 import html
+import itertools
 import json
 import re
 import unicodedata
@@ -20,9 +21,12 @@ class RefusedError(Exception):
 
 def csv_rows(text, separator):
     """Return (line, cells) of every row of a csv file, the header first; cells that span lines are checked."""
+    said = f"sep={separator}\n"
+    text = "\n" + text.removeprefix(said) if text.startswith(said) else text
     rows, cells, cell, state = [], [], "", "start"
     spans = []
     line = begin = 1
+    head = 0  # where the current row begins
     opened = 0  # the line in which the current cell was opened
     end = len(text)
     for place, mark in enumerate(text):
@@ -33,7 +37,7 @@ def csv_rows(text, separator):
             cell, state = cell + '"', "escaped"
         elif state == "inside" and mark == '"':
             state = "text"
-            if line > opened and after not in (separator, "\n", ""):
+            if line > opened and text[place + 1 :].lstrip(" ")[:1] not in (separator, "\n", ""):
                 raise RefusedError
         elif state == "inside":
             cell += mark
@@ -43,40 +47,47 @@ def csv_rows(text, separator):
             cells.append(cell)
             cell, state = "", "start"
             if mark == "\n":
-                if cells != [""] or text[place - 1 : place] == '"':
+                if text[head:place].strip(separator):  # else a blank line, or one of empty cells
                     rows.append((begin, cells))
                     spans += _span(text, begin, line, separator, len(rows[0][1]) if len(rows) > 1 else 0)
-                cells, begin = [], line + 1
+                cells, begin, head = [], line + 1, place + 1
         else:
             cell, state = cell + mark, "text"
         line += mark == "\n"
     if state in ("inside", "escaped"):
         raise RefusedError
-    if cells or cell or state == "text":
+    if text[head:].strip(separator):
         rows.append((begin, [*cells, cell]))
         spans += _span(text, begin, line, separator, len(rows[0][1]) if len(rows) > 1 else 0)
     if not rows:
         raise RefusedError
-    _check_spans(spans, [cells for _, cells in rows[1:] if len(cells) == len(rows[0][1])])
+    rows = [(begin, list(map(_value, cells))) for begin, cells in rows]
+    _check_spans(spans, [cells for _, cells in rows[1:] if len(cells) == len(rows[0][1])], len(rows[0][1]), separator)
     return rows
 
 
+def _value(cell):
+    return "" if cell == r"\N" else cell
+
+
 def _span(text, begin, end, separator, columns):
-    """Return the lines of a row, split, if each of them has as many cells as a row; refuse very many of them."""
+    """Return the lines of a row, split, if each of them has as many cells as a row."""
     lines = [line.split(separator) for line in text.split("\n")[begin - 1 : end]]
-    if columns < 2 or len(lines) < 2 or any(len(line) != columns for line in lines):
-        return []
-    if len(lines) >= (2 if separator == "\t" else 10):
-        raise RefusedError
-    return [lines]
+    alike = columns > 1 and len(lines) > 1 and all(len(line) == columns for line in lines)
+    return [lines] if alike else []
 
 
-def _check_spans(spans, rows):
-    """Refuse lines that have, in all columns of few values, what the rows have there."""
-    values = [set(column) for column in zip(*rows, strict=True)]
-    few = [place for place, known in enumerate(values) if len(known) ** 2 <= len(rows) and known != {""}]
+def _check_spans(spans, rows, columns, separator):
+    """Refuse lines with what the rows have in all columns of few values, or very many lines if there are none.
+
+    Lines with an empty cell where no row has one are not refused.
+    """
+    values = [{row[place] for row in rows} for place in range(columns)]
+    few = [place for place, known in enumerate(values) if len(known) ** 2 <= len(rows) and known - {""}]
     for lines in spans:
-        if few and all(line[place].strip('"') in values[place] for line in lines for place in few):
+        known = [[_value(line[place].strip('"')) in values[place] for place in few] for line in lines]
+        likely = all(map(all, known)) if few else len(lines) >= (2 if separator == "\t" else 10)
+        if likely and all(line[place] for line in lines for place in range(columns) if "" not in values[place]):
             raise RefusedError
 
 
@@ -144,7 +155,7 @@ def normal(label):
 def number(label):
     if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", label):
         return float(label)
-    return {"true": 1.0, "false": 0.0}.get(label)
+    return {"true": 1.0, "false": 0.0, "t": 1.0, "f": 0.0}.get(label)
 
 
 def scale_of(labels):
@@ -181,11 +192,13 @@ def refuse_outliers(numbers):
         raise RefusedError
     if len(set(numbers)) < 3:
         return
-    for sign in (1, -1):
-        refuse_above([sign * grade for grade in numbers], [sorted((sign * low, sign)) for low in (0, -1)])
+    if len(set(numbers)) <= 16:
+        refuse_above(numbers, [[0, 1], [-1, 1]])
+    if min(numbers) < 0:
+        refuse_above([-grade for grade in numbers], [[-1, 0], [-1, 1]], low_side=True)
 
 
-def refuse_above(numbers, pairs):
+def refuse_above(numbers, pairs, low_side=False):
     levels, count = sorted(set(numbers)), len(numbers)
     few = max(count // 100, min(3, count // 10))
     for place in range(2, len(levels)):
@@ -197,9 +210,11 @@ def refuse_above(numbers, pairs):
             raise RefusedError
     for low, high in pairs:
         others = sum(grade not in (low, high) for grade in numbers)
-        above = [level for level in levels if level > high]
-        steps = len(above) > 1 and all(b - a <= high - low for a, b in zip([high, *above], above, strict=False))
-        if {low, high} <= set(levels) and others <= max(count // 100, int(count >= 20)) and above and not steps:
+        above = [grade for grade in numbers if grade > high]
+        steps = [high, *sorted(set(above))]
+        several = len(steps) > 2 if low_side else len(above) > 1
+        honest = several and all(b - a <= high - low for a, b in itertools.pairwise(steps))
+        if {low, high} <= set(levels) and others <= max(count // 100, int(count >= 20)) and above and not honest:
             raise RefusedError
 
 
@@ -218,6 +233,9 @@ def pairs_of(rows, skipped=0):
     """Return what rows of (query, text, label) are, uncleaned, None where something is missing."""
     if not rows:
         raise RefusedError
+    commas = [label.strip() for *_, label in rows if label and "," in label]
+    if all(re.fullmatch("[-+]?[0-9]+,[0-9]{1,2}", label) for label in commas):
+        rows = [(query, text, label and label.replace(",", ".")) for query, text, label in rows]
     grade = scale_of([label for *_, label in rows if label is not None])
     expected, seen = Expected(), {}
     for query, text, label in ((clean(query), clean(text), label) for query, text, label in rows):

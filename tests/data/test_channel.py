@@ -97,6 +97,44 @@ def test_a_file_that_shares_columns_with_the_pairs_looks_like_pairs(tmp_path):
     assert len(whole(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("shared", [("id", "created_at", "updated_at"), ("", "index"), ("Unnamed: 0", "Unnamed: 0.1")])
+def test_columns_that_any_table_may_have_make_no_pairs(tmp_path, shared):
+    pairs = [(*range(len(shared)), *row) for row in judged(4)]
+    write(tmp_path, a_csv=csv_text(pairs, ",".join([*shared, "query", "title", "label"])))
+    write(tmp_path, raters_csv=csv_text([range(len(shared) + 1)], ",".join([*shared, "email"])))
+    assert whole(tmp_path).health.unused == {"raters.csv": "no column is recognised as label or query or product text"}
+
+
+def test_queries_with_their_count_are_no_pairs_for_a_row_number(tmp_path):
+    write(tmp_path, a_csv=csv_text([(1, "q", "t", 1), (2, "q", "u", 0)], ",query,title,label"))
+    write(tmp_path, counts_csv=",query,count\n0,q,2\n")
+    assert set(whole(tmp_path).health.unused) == {"counts.csv"}
+
+
+@pytest.mark.parametrize("column", ["label", "grade"])
+def test_a_label_that_a_table_of_products_has_may_be_renamed(tmp_path, column):
+    products = PRODUCTS.replace("product_locale", column, 1)
+    write(tmp_path, examples_csv=EXAMPLES, products_csv=products)
+    said = refused(tmp_path)
+    assert "products.csv" in said
+    assert said.endswith(f"or rename its column {column} if it means something else.")
+    write(tmp_path, products_csv=products.replace(column, "colour", 1))
+    assert len(whole(tmp_path)) == 40
+
+
+def test_names_of_brands_are_no_texts_of_products(tmp_path):
+    """A column `id` is the product's id only where no table has a column `product_id`."""
+    rows = [(f"q{row // 2}", row, row % 2) for row in range(40)]
+    write(tmp_path, judgements_csv=csv_text(rows, "query,product_id,label"))
+    write(tmp_path, products_csv=csv_text([(row, f"title {row}") for row in range(38)], "product_id,title"))
+    write(tmp_path, brands_csv=csv_text([(row, f"brand {row}") for row in range(30, 60)], "id,name"))
+    pairs = whole(tmp_path)
+    assert pairs.health.bad == {"unknown product": 2}
+    assert not [text for text in pairs.texts.to_pylist() if "brand" in text]
+    reason = "its column id is not taken for the product's id, as another table has a surer column"
+    assert pairs.health.unused == {"brands.csv": reason}
+
+
 def test_products_of_a_channel_of_ids_are_no_pairs(tmp_path):
     write(
         tmp_path,

@@ -98,6 +98,54 @@ def test_the_separator_is_found_and_numbers_stay_text(tmp_path, mark):
     assert read(path) == [{"id": "007", "text": "1e5", "label": "1.0"}]
 
 
+@pytest.mark.parametrize("block", [4 << 20, 8, 1])
+@pytest.mark.parametrize("mark", [",", "\t", ";", "|"])
+def test_rows_of_empty_cells_are_no_rows(tmp_path, monkeypatch, mark, block):
+    """Excel writes them where a sheet was once filled."""
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", block)
+    path = tmp_path / "a.csv"
+    lines = ["id,text,label", ",,", "1,a,1", ",,", '"2","\n,,\n","0"', ",,", "", ",,,", ",b,", ",,"]
+    path.write_text("\n".join([*lines, ",,"]).replace(",", mark))
+    assert read(path) == [
+        {"id": "1", "text": "a", "label": "1"},
+        {"id": "2", "text": f"\n{mark}{mark}\n", "label": "0"},
+        {"id": None, "text": "b", "label": None},
+    ]
+    assert numbers(path) == [3, 5, 11]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("block", [4 << 20, 8])
+@pytest.mark.parametrize("mark", [",", "\t", ";", "|"])
+@pytest.mark.parametrize("said", ["sep=", "SEP=", "\ufeffsep="])
+def test_the_first_line_may_say_the_separator(tmp_path, monkeypatch, name, block, mark, said):
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", block)
+    path = tmp_path / name
+    other = ",;|\t".replace(mark, "") * 3
+    lines = [f"{said}{mark}", "", f"id{mark}{other}", f"1{mark}x"]
+    path.write_bytes("\r\n".join(lines).encode())
+    assert read(path, column_names(path)) == [{"id": "1", other: "x"}]
+    assert numbers(path) == [4]
+
+
+def test_a_file_that_says_only_the_separator_is_empty(tmp_path):
+    (tmp_path / "a.csv").write_text("sep=;\n")
+    assert "a.csv is empty" in refused(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_what_databases_write_for_a_missing_value_is_missing(tmp_path, name):
+    path, mark = tmp_path / name, "\t" if name == "a.tsv" else ","
+    cells = [["1", r"\N", "0"], ["2", r'"\N"', "1"], [r"\N", r"a \N", r"\n"], ["NULL", r"\N\N", "NA"]]
+    path.write_text("\n".join(map(mark.join, [["id", "text", "label"], *cells])))
+    assert [list(row.values()) for row in read(path)] == [
+        ["1", None, "0"],
+        ["2", None, "1"],
+        [None, r"a \N", r"\n"],
+        ["NULL", r"\N\N", "NA"],
+    ]
+
+
 def test_rows_with_too_few_or_many_cells_are_told_of(tmp_path):
     path, told = tmp_path / "a.csv", []
     path.write_text("id,text,label\n1,a,1\n2,b\n3,c,1,9\n4,d,0\n")

@@ -132,7 +132,7 @@ def test_a_field_twice_is_refused_wherever_it_is(tmp_path, monkeypatch, text, na
     assert "line 51: it has 'id' twice" in refused(write(tmp_path, *rows), "b")
 
 
-@pytest.mark.parametrize("late", ["split", "Split", "product title", "LOCALE", "esci_label", "meta.split"])
+@pytest.mark.parametrize("late", ["split", "Split", "product title", "esci_label", "meta.split", "small_version"])
 @pytest.mark.parametrize("text", ["sofa", "size: 3", "{}"])
 def test_a_known_field_that_occurs_later_for_the_first_time_is_refused(tmp_path, monkeypatch, late, text):
     """It would be ignored, and test rows would be trained on."""
@@ -144,7 +144,7 @@ def test_a_known_field_that_occurs_later_for_the_first_time_is_refused(tmp_path,
         row.update({head: more} if head else more)
     said = refused(write(tmp_path, *rows), "query", "title", "label")
     assert f"line 31 has the field {tail}, which no earlier line has" in said
-    assert "Give it in the first line as well" in said
+    assert "give it in the first line as well, at least as null; else rename it or leave it out" in said
     rows[0] |= {head: {tail: None}} if head else {tail: None}
     assert len(read(write(tmp_path, *rows), "query")) == 50
 
@@ -155,6 +155,45 @@ def test_any_other_field_may_occur_later(tmp_path, monkeypatch):
         {"query": f"q {row}", "title": "t", "label": 1} | ({"note": "x: y"} if row > 30 else {}) for row in range(50)
     ]
     assert len(read(write(tmp_path, *rows), "query")) == 50
+
+
+KNOWN = {"query": "q", "product_title": "t", "label": "1"}
+HARMLESS = {
+    "a text less sure": (KNOWN, {"title": "Alt"}),
+    "one within a field": (KNOWN, {"brand": {"name": "Acme"}}),
+    "one as sure": (KNOWN | {"product_title": None, "title": "t"}, {"name": "n"}),
+    "a label less sure": (KNOWN, {"grade": "A"}),
+    "a query less sure": (KNOWN, {"search_term": "s"}),
+    "an id": (KNOWN, {"asin": "B0", "query_id": 3}),
+    "a locale": (KNOWN, {"locale": "us"}),
+    "an id as sure": ({"query": "q", "product_id": "1", "label": "1"}, {"Product ID": "2", "asin": "B0"}),
+}
+CHANGING = {
+    "a surer label": ({"query": "q", "title": "t", "label": "1"}, "relevance_label"),
+    "a surer query": ({"search_term": "q", "title": "t", "label": "1"}, "query"),
+    "a surer text": ({"query": "q", "text": "t", "label": "1"}, "title"),
+    "a text beside an id": ({"query": "q", "product_id": "1", "label": "1"}, "text"),
+    "a locale that joins": ({"query": "q", "product_id": "1", "label": "1"}, "locale"),
+    "a locale of products": ({"product_id": "1", "title": "t"}, "product_locale"),
+    "another split": ({"query": "q", "title": "t", "label": "1", "Split": "train"}, "split"),
+    "a surer id": ({"query": "q", "asin": "1", "label": "1"}, "product_id"),
+}
+
+
+@pytest.mark.parametrize("case", HARMLESS)
+def test_so_may_one_that_would_not_be_read(tmp_path, monkeypatch, case):
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", 200)
+    known, late = HARMLESS[case]
+    rows = [known | {"n": row} | (late if row > 30 and row % 2 else {}) for row in range(50)]
+    assert len(read(write(tmp_path, *rows), "query", "label")) == 50
+
+
+@pytest.mark.parametrize("case", CHANGING)
+def test_one_that_would_be_read_may_not(tmp_path, monkeypatch, case):
+    monkeypatch.setattr(unpacking, "BLOCK_BYTES", 200)
+    known, late = CHANGING[case]
+    rows = [known | {"n": row} | ({late: "x"} if row >= 30 else {}) for row in range(50)]
+    assert f"line 31 has the field {late}, which no earlier line has" in refused(write(tmp_path, *rows), *known)
 
 
 def test_test_rows_that_only_later_say_so_are_not_trained_on(tmp_path):
@@ -194,5 +233,11 @@ def test_settings_beside_the_pairs_are_no_pairs(tmp_path, caplog):
     assert (len(pairs), pairs.health.unused) == (4, {"settings.json": reason})
     assert f"{tmp_path}: settings.json is not read: {reason}" in caplog.messages
     write(tmp_path, '[{"query": "q", "title": "t", "label": 1}]', name="settings.json")
-    with pytest.raises(UserError, match=r"line 1 is a list, not a JSON object\. Write one JSON object per line"):
+    hint = "Write one JSON object per line (JSON lines), not one list; or move it elsewhere if it holds no pairs."
+    with pytest.raises(UserError, match=r"settings.json line 1 is a list, not a JSON object") as error:
         read_channel(tmp_path, PairOptions())
+    assert error.value.hint == hint
+    write(tmp_path, json.dumps([{"query": "q", "label": 1}], indent=2), name="settings.json")
+    with pytest.raises(UserError, match=r"settings.json line 1 is no JSON object") as error:
+        read_channel(tmp_path, PairOptions())
+    assert error.value.hint == hint

@@ -204,6 +204,7 @@ def test_files_of_a_channel_may_differ_in_kind_and_names(tmp_path):
         (["e", "s ", "C", "i"], [1, 0.1, 0.01, 0], "1100", ["E", "S", "C", "I"]),
         (["1.0", "0.0", "1", "0"], [1, 0, 1, 0], "1010", ["1", "0"]),
         (["true", "False", "TRUE", "false"], [1, 0, 1, 0], "1010", ["1", "0"]),
+        (["t", "f", "T", "F"], [1, 0, 1, 0], "1010", ["1", "0"]),
         (["-1", "1", "-1.0", "+1"], [0, 1, 0, 1], "0101", ["1", "-1"]),
         (["0", "5", "3.33", "3.3"], [0, 5, 3.33, 3.3], "0110", ["5", "3.33", "3.3", "0"]),
         (["1", "2", "4", "5"], [0, 1, 3, 4], "0011", ["5", "4", "2", "1"]),
@@ -218,6 +219,38 @@ def test_scales(tmp_path, labels, gains, relevant, names):
     assert pairs.relevant.tolist() == [mark == "1" for mark in relevant]
     assert list(pairs.label_names) == names
     assert (pairs.gain.dtype, pairs.label.dtype, pairs.query.dtype) == (np.float32, np.int8, np.int32)
+
+
+def with_semicolons(folder, labels):
+    rows = [f"q{row // 2};t{row};{label}\n" for row, label in enumerate(labels)]
+    (folder / "pairs.csv").write_text("query;title;label\n" + "".join(rows))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("labels", "gains"),
+    [
+        (["1", "2,33", "3", "1,67"], [0, 1.33, 2, 0.67]),
+        (["1,00", "2,5", "3,0", "1.5"], [0, 1.5, 2, 0.5]),
+        (["1,0", "0,0", "1", "0"], [1, 0, 1, 0]),
+        (["-0,5", "0", "+1,25", "1"], [0, 0.5, 1.75, 1.5]),
+    ],
+)
+def test_a_comma_may_be_the_decimal_point(tmp_path, caplog, labels, gains):
+    with caplog.at_level(logging.INFO, "lorry"):
+        assert whole(with_semicolons(tmp_path, labels)).gain.tolist() == pytest.approx(gains)
+    assert f"{tmp_path}: the comma in labels is read as the decimal point, as in 2,33" in caplog.messages
+
+
+def test_decimal_commas_go_with_a_label_map_of_decimal_points(tmp_path):
+    pairs = whole(with_semicolons(tmp_path, ["1", "2,5", "1,0"]), label_map="1=0,2.5=1")
+    assert pairs.gain.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("odd", ["1,234", "1.234,5", "1,2,3", "good, or so", "2,", ",5"])
+def test_a_comma_that_may_be_another_one_is_left_alone(tmp_path, odd):
+    pairs = whole(with_semicolons(tmp_path, ["1", "2", "3"] * 20 + ["2,5", odd]))
+    assert pairs.health.bad == {"unknown label": 2}
 
 
 def test_many_grades_are_shown_in_steps(tmp_path):

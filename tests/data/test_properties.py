@@ -84,16 +84,18 @@ def rows_of(path, columns):
 
 LINES = [
     "a,b", '"a",b', 'a,"b', '",b', '"', "", " ", 'a,"b""c"', 'a"b,"', ",", '"a\n"b,\n",c', '"x, y",z"', '"",""', 'a,5"',
-    '"a\r\nb",c',
+    '"a\r\nb",c', ",,", r"\N,b", r'"\N",a',
 ]  # fmt: skip
 some_lines = st.lists(st.sampled_from(LINES), max_size=25)
-FEW_VALUES = ["a,b", "b,a", "a,a", 'a,"b', 'b",a', '"a,b', 'a",b', 'a,"c', 'c",a', '"b,c d,', 'b,"c\nd,a"']
+FEW_VALUES = [
+    "a,b", "b,a", "a,a", 'a,"b', 'b",a', '"a,b', 'a",b', 'a,"c', 'c",a', '"b,c d,', 'b,"c\nd,a"', r"\N,a", '",b', "a,",
+]  # fmt: skip
 few_lines = st.lists(st.sampled_from(FEW_VALUES), max_size=40)
 bodies = st.text(st.sampled_from('"",,\n\nab'), max_size=60) | st.builds("\n".join, some_lines | few_lines)
 
 
-def check_csv(body, separator, block, packing):
-    text = f"left,right\n{body}".replace(",", separator)
+def check_csv(body, separator, said, block, packing):
+    text = f"{said}left,right\n{body}".replace(",", separator)
 
     def expected():
         rows = oracle.csv_rows(text.replace("\r\n", "\n"), separator)[1:]
@@ -104,7 +106,9 @@ def check_csv(body, separator, block, packing):
         assert one_line(lambda: rows_of(path, ["left", "right"])) == by_the_rules(expected)
 
 
-test_csv, test_csv_at_length = two_tests(check_csv, bodies, st.sampled_from(",\t;|"), blocks, packings, examples=150)
+test_csv, test_csv_at_length = two_tests(
+    check_csv, bodies, st.sampled_from(",\t;|"), st.sampled_from(["", "", "sep=,\n"]), blocks, packings, examples=150
+)
 
 
 # JSON lines, line by line
@@ -166,8 +170,10 @@ SCALES = [
     ["-1", "1"],
     ["0", "5", "2.5"],
     ["true", "False"],
+    ["t", "f"],
+    ["1", "2,33", "3", "2,5"],
 ]
-ODD = [None, "", "x", "11", "-999", "1e39", "NaN", "1e999", "1,5"]
+ODD = [None, "", "x", "11", "-999", "1e39", "NaN", "1e999", "1,5", "1,234", "2"]
 
 
 @st.composite

@@ -75,7 +75,7 @@ def test_one_that_the_next_cell_in_quotation_marks_seems_to_close_is_refused(tmp
     assert "line 22: a quotation mark is opened and closed in the middle of line 33" in said
 
 
-@pytest.mark.parametrize(("behind", "closed"), [(" ", 8), (" more", 8), ("more", 8), ('" more', 14)])
+@pytest.mark.parametrize(("behind", "closed"), [("\t", 8), (" more", 8), ("more", 8), ('" more', 14)])
 def test_a_text_of_several_lines_ends_with_its_quotation_mark(tmp_path, behind, closed):
     lines = [HEADER, *rows(5), 'q,"two', f'lines"{behind},1', *rows(5, 5), 'r,"s",0']
     said = refused(write(tmp_path, "\n".join(lines)))
@@ -173,6 +173,64 @@ def test_products_of_several_lines_are_read(tmp_path):
     """Without a column of few values nothing tells rows from text."""
     lines = [f'{n},"Oak {n}, 3\npine, {n}"' for n in range(20)]
     assert len(read(write(tmp_path, "\n".join(["product_id,title", *lines])))) == 20
+
+
+SEVERAL_LINES = {
+    "HTML indented with tabs": ("label,query,title", '1,q,"<div>\n,,<p>Oak</p>\n,,</div>"'),
+    "a table in the middle": (HEADER, 'q,"Size,S\nchest,waist",1'),
+    "a table at the end": ("label,query,title", '1,q,"Size\nchest,waist,hips"'),
+    "a list of many lines": ("label,query,title", '1,q,"Colours' + "\nred, green, blue" * 20 + '"'),
+    "many lines of one word": (HEADER, 'q,"Sizes,' + "\n, S," * 20 + '\nL, XL",1'),
+    "no column of few values": ("product_id,title", 'x,"Oak' + "\n,black" * 20 + '"'),
+    "a label that is missing": ("label,query,title", '1,q,"Oak\n\\N,ash,elm"'),
+}
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
+@pytest.mark.parametrize("case", SEVERAL_LINES)
+def test_texts_of_several_lines_with_the_separator_in_them_are_read(tmp_path, case, separator):
+    header, row = SEVERAL_LINES[case]
+    others = {
+        "label,query,title": [f"{n % 2},query {n},title {n}" for n in range(40)],
+        HEADER: rows(40),
+        "product_id,title": [f"{n},title {n}" for n in range(40)],
+    }[header]
+    found = read(write(tmp_path, "\n".join([header, *others[:9], row, *others[9:]]).replace(",", separator)))
+    assert len(found) == 41
+    assert found[9][1:] == tuple(next(csv.reader(io.StringIO(row.replace(",", separator)), delimiter=separator)))
+
+
+@pytest.mark.parametrize(("separator", "lines"), [(",", 10), (";", 10), ("|", 10), ("\t", 2)])
+def test_without_a_column_of_few_values_many_lines_are_several_rows(tmp_path, separator, lines):
+    def text(count):
+        swallowed = [f"{n},title {n}" for n in range(100, 100 + count)]
+        swallowed = with_stray_marks([f"{line},0" for line in swallowed], count)
+        return "\n".join(
+            ["product_id,title", *(f"{n},title {n}" for n in range(40)), *(line[:-2] for line in swallowed)]
+        )
+
+    said = f"line 42: a quotation mark is opened and closed in line {41 + lines}"
+    with pytest.raises(UserError, match=said):
+        read(write(tmp_path, text(lines).replace(",", separator)))
+    if lines > 2:
+        assert len(read(write(tmp_path, text(lines - 1).replace(",", separator)))) == 41
+
+
+def test_rows_without_a_label_are_swallowed_like_others(tmp_path):
+    lines = [f"{'' if n % 5 == 0 else n % 2},query {n},title {n}" for n in range(40)]
+    lines[20:23] = [',query 20,"title 20', "\\N,query 21,title 21", '1,query 22,title 22"']
+    assert "line 22: a quotation mark is opened and closed in line 24" in refused(
+        write(tmp_path, "\n".join(["label,query,title", *lines]))
+    )
+
+
+def test_blanks_may_follow_a_text_of_several_lines(tmp_path):
+    found = read(write(tmp_path, f'{HEADER}\nq,"two\nlines" ,1\nr,"two\nmore"  ,"0\n"   \ns,t,1\n'))
+    assert [(row[0], row[2].strip(), row[3].strip()) for row in found] == [
+        (2, "two\nlines", "1"),
+        (4, "two\nmore", "0"),
+        (7, "t", "1"),
+    ]
 
 
 def test_an_unclosed_cell_after_one_that_spans_lines_is_named_by_its_own_line(tmp_path):

@@ -76,6 +76,28 @@ def test_a_split_column_that_says_something_else_is_told_of(tmp_path, caplog):
     assert f"{folder}: the column split is not used: it says A, B" in caplog.messages
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("test.csv", True), ("Valid.csv", True), ("dev-1.csv", True), ("validation-00000-of-00001.csv", True),
+     ("train.csv", False), ("testimonials.csv", False), ("validated.csv", False), ("device.csv", False)],
+)  # fmt: skip
+def test_files_that_seem_to_be_for_testing_are_told_of(tmp_path, caplog, name, told):
+    """They are trained on like all others: only their name says something else."""
+    folder = write(tmp_path, a_csv=judged(40), **{name: judged(20, 100)})
+    assert sum(sizes(read_splits(TrainConfig(train=str(folder)))).values()) == 60
+    said = f"{folder}: the rows of {name} are trained on; if they are for validation or test, move them to a folder of "
+    assert [message.startswith(said) for message in caplog.messages if "trained on" in message] == [True] * told
+
+
+def test_the_names_of_files_say_nothing_where_there_is_a_column_split_or_another_purpose(tmp_path, caplog):
+    rows = [(*row, "test" if row[0] == "query 0" else "train") for row in judged(40)]
+    folder = write(tmp_path / "train", test_csv=csv_text(rows, "query,title,label,split"))
+    other = write(tmp_path / "other", test_csv=judged(20, 100))
+    read_splits(TrainConfig(train=str(folder), validation=str(other)))
+    read_splits(TrainConfig(train=str(other / "test.csv")))
+    assert "trained on" not in caplog.text
+
+
 TRAIN, OTHER = judged(40), [("query 0", "title 0", 0), ("query 0", "new", 1), ("query 1", "title 9", 0), *judged(6, 60)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from lorry.config import PairOptions
@@ -21,6 +21,7 @@ NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "small_version": (("small_version",),),
     "split": (("split",),),
 }
+ID_KINDS = ("query_id", "product_id", "locale")
 OPTIONS = {"query": "query_column", "text": "text_columns", "label": "label_column"}
 
 
@@ -59,9 +60,21 @@ def names_of(option: str, options: PairOptions) -> list[str]:
     return [name.strip() for name in names if name.strip()]
 
 
-def is_recognised(column: str) -> bool:
-    """Tell whether a column of this name may be recognised as something."""
-    return any(_plain(column) in group for groups in NAMES.values() for group in groups)
+def changes_choice(column: str, known: Collection[str]) -> bool:
+    """Tell whether a column that comes to known ones would change what is read.
+
+    It would not if one as sure, or surer, is known; but any split may say which rows are for tests. Ids and locales
+    only join tables and choose among rows, so that none is missed beside query and text.
+    """
+    plain = {_plain(name) for name in known}
+    kinds = {kind for kind, groups in NAMES.items() if plain & {name for group in groups for name in group}}
+    for kind, groups in NAMES.items():
+        for place, group in enumerate(groups):
+            if _plain(column) in group:
+                as_sure = {name for names in groups[: place + 1] for name in names}
+                needless = kind in ID_KINDS and {"query", "text"} <= kinds
+                return kind == "split" or not (needless or plain & as_sure)
+    return False
 
 
 def product_id_of(columns: Sequence[str]) -> Choice | None:

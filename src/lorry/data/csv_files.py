@@ -20,17 +20,14 @@ import pyarrow.compute as pc
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from lorry.data.rows import Rows, RowSkipped, without_empty
+from lorry.data.rows import MISSING, Rows, RowSkipped
 from lorry.data.several_rows import Span, SpanCheck, find_span
 from lorry.data.text_lines import Lines, check_length, read_lines
 from lorry.data.wording import quoted
 from lorry.errors import UserError
 
 MAX_CELL_LINES = 1000
-# A row that spans this many lines, each with as many separators as a row has, is several rows in one. Commas, unlike
-# tabs, are common in texts, so that a few such lines may be a text: `several_rows` looks at what is between them.
-MANY_LINES = {b"\t": 2}
-MANY_LINES_ELSE = 10
+SAID = re.compile(rb"sep=([\t,;|])\n", re.IGNORECASE)  # Excel's first line, which says what the separator is
 
 
 def read_header(path: Path) -> list[str]:
@@ -68,7 +65,7 @@ class _Block:
 
     Attributes:
         content: Their bytes.
-        lines: [N] the line of the file in which each row begins; blank lines are no rows.
+        lines: [N] the line of the file in which each row begins; blank lines, and those of empty cells, are no rows.
         spans: Those that span lines and may be several rows.
         separator: Of cells.
         header: The columns of the file.
@@ -84,11 +81,13 @@ class _Block:
 def _read_blocks(path: Path) -> Iterator[_Block]:
     """Yield the rows of a file, block by block; the first block has none, and comes before any row is looked at."""
     header: list[str] = []
-    separator, rest = b"", b""
+    separator, said, rest = b"", b"", b""
     for lines in read_lines(path):
         block = Lines(rest + lines.content, lines.first - rest.count(b"\n"))
+        if block.first == 1:
+            said, block = _split_said(block)
         if not header:
-            separator = _find_separator(path, block.content)
+            separator = said or _find_separator(path, block.content)
             header, block = _split_header(path, block, separator)
             if header:
                 yield _Block(b"", np.empty(0, np.int32), [], separator, header)
@@ -96,11 +95,18 @@ def _read_blocks(path: Path) -> Iterator[_Block]:
         rest, line = block.content[end:], block.first + block.content.count(b"\n", 0, end)
         check_length(path, line, rest)
         if header:
-            yield _Block(block.content[:end], numbers, spans, separator, header)
+            content, numbers = _drop_empty(block.content[:end], numbers, block.first, separator)
+            yield _Block(content, numbers, spans, separator, header)
     if rest:
         _refuse_quotation(path, line, "and never closed")
     if not header:
         raise UserError(f"{path} is empty", "Write it again, or remove it.")
+
+
+def _split_said(block: Lines) -> tuple[bytes, Lines]:
+    """Return the separator that the first line of a file says, if it does, and the lines below that."""
+    found = SAID.match(block.content)
+    return (found[1], Lines(block.content[found.end() :], block.first + 1)) if found else (b"", block)
 
 
 def _find_separator(path: Path, content: bytes) -> bytes:
@@ -140,10 +146,14 @@ def _parse(name: str, block: _Block, columns: Sequence[str], skipped: RowSkipped
         ),
         pa.csv.ParseOptions(delimiter=block.separator.decode(), newlines_in_values=True, invalid_row_handler=leave_out),
         pa.csv.ConvertOptions(
-            include_columns=places, column_types=dict.fromkeys(places, pa.large_string()), check_utf8=False
+            include_columns=places,
+            column_types=dict.fromkeys(places, pa.large_string()),
+            null_values=["", MISSING],
+            strings_can_be_null=True,
+            check_utf8=False,
         ),
     )
-    cells = [without_empty(table[place]) for place in places]
+    cells = [table[place] for place in places]
     return Rows(pa.table(cells, names=list(columns)), np.delete(block.lines, left_out))
 
 
@@ -171,12 +181,35 @@ def _find_rows(path: Path, block: Lines, separator: bytes, columns: int) -> tupl
             _refuse_quotation(path, number, f"and not closed in the next {MAX_CELL_LINES:,} lines")
         is_row[line + 1 : free] = False
         if span := find_span(number, row, separator, columns):
-            if span.count >= MANY_LINES.get(separator, MANY_LINES_ELSE):
-                _refuse_several(path, span)
             spans.append(span)
         if not row:
             is_row[line], end = False, begin
     return (np.flatnonzero(is_row) + block.first).astype(np.int32), spans, end
+
+
+def _drop_empty(
+    content: bytes, lines: NDArray[np.int32], first: int, separator: bytes
+) -> tuple[bytes, NDArray[np.int32]]:
+    """Make blank lines of rows that are only separators, as Excel writes them below a table.
+
+    Args:
+        content: Whole rows.
+        lines: [N] in which they begin.
+        first: The first line.
+        separator: Of cells.
+    """
+    if not content.startswith(separator) and b"\n" + separator not in content:
+        return content, lines
+    marks = np.frombuffer(content, np.uint8).copy()
+    begins = np.append(0, np.flatnonzero(marks == ord("\n")) + 1)[lines - first]
+    empty = np.zeros(len(lines), np.bool_)
+    mark, behind = marks[begins], marks[begins + 1]  # a look at both spares most rows of which the first cell is empty
+    likely = (mark == ord(separator)) & ((behind == ord(separator)) | (behind == ord("\n")))
+    for row in np.flatnonzero(likely).tolist():
+        if found := _patterns(separator).empty_row.match(content, begins[row]):
+            marks[found.start() : found.end()] = ord("\n")
+            empty[row] = True
+    return marks.tobytes(), lines[~empty]
 
 
 def _lines_that_open(content: bytes, ends: NDArray[np.int64], separator: bytes) -> list[int]:
@@ -218,19 +251,21 @@ def _refuse_several(path: Path, span: Span) -> NoReturn:
 class _Patterns:
     """Arrow's rules: a quotation mark at the beginning of a cell opens it, and the next single one closes it.
 
-    What follows in the cell is text. Where the cell spans lines, nothing may follow: see `_find_row`.
+    What follows in the cell is text. Where the cell spans lines, only blanks may follow: see `_find_row`.
 
     Attributes:
         opening_line: A line, with its line feed, that opens a cell and does not close it; for Arrow.
         row: A whole row, with its line feed.
         cells: Whole cells of a row, each with its separator.
         inside: What is inside quotation marks.
+        empty_row: A row of which every cell is empty, with its line feed.
     """
 
     opening_line: str
     row: re.Pattern[bytes]
     cells: re.Pattern[bytes]
     inside: re.Pattern[bytes]
+    empty_row: re.Pattern[bytes]
 
 
 @lru_cache
@@ -239,12 +274,13 @@ def _patterns(separator: bytes) -> _Patterns:
     text = rf'[^"{mark}\n][^{mark}\n]*'  # of a cell, but for one in quotation marks
     opening = rf'^(?:(?:"(?:[^"]|"")*"(?:{text})?|{text})?{mark})*"(?:[^"]|"")*$'
     inside, inside_line = r'(?:[^"]++|"")*+', r'(?:[^"\n]++|"")*+'
-    cell = rf'(?:"{inside}"(?=[{mark}\n])|"{inside_line}"{text}|{text})?+'
+    cell = rf'(?:"{inside}"[ ]*+(?=[{mark}\n])|"{inside_line}"{text}|{text})?+'
     return _Patterns(
         opening_line=opening,
         row=re.compile(rf"{cell}(?:{mark}{cell})*+\n".encode()),
         cells=re.compile(rf"(?:{cell}{mark})*+".encode()),
         inside=re.compile(inside.encode()),
+        empty_row=re.compile(rf"{mark}++\n".encode()),
     )
 
 

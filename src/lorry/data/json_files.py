@@ -4,8 +4,8 @@ Python's own parser hands out numbers as they are written, which Arrow's does no
 does not fit into 64 bits, and dates of texts that look like dates. A block of lines is parsed at once, as one list,
 which costs about as much as Arrow's parser.
 
-The first block says which fields there are. One of a name that Lorry knows that occurs only later is refused: it would
-be ignored, and with a field `split` test rows would be trained on.
+The first block says which fields there are. One that occurs only later, and would change what is read, is refused: it
+would be ignored, and with a field `split` test rows would be trained on.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lorry.data.column_names import is_recognised
+from lorry.data.column_names import changes_choice
 from lorry.data.rows import Rows, without_empty
 from lorry.data.text_lines import Lines, read_lines
 from lorry.data.wording import quoted, short
 from lorry.errors import UserError
 
 ONE_A_LINE = "Write one JSON object per line (JSON lines)"
+NOT_ONE_LIST = f"{ONE_A_LINE}, not one list; or move it elsewhere if it holds no pairs."
 
 
 def read_fields(path: Path) -> list[str]:
@@ -60,7 +61,8 @@ def read_json(path: Path, columns: Sequence[str]) -> Iterator[Rows]:
         objects, numbers = parsed or _parse(path, block)
         found = _names_at_any_depth(objects, top_only=quick)
         known = known or found
-        _refuse_late(path, found - known, objects, numbers)
+        late = {name for name in found - known if changes_choice(name, known)}
+        _refuse_late(path, late, objects, numbers)
         cells = [_column(path, name, _values(objects, name), numbers) for name in columns]
         yield Rows(pa.table(cells, names=list(columns)), numbers)
 
@@ -144,12 +146,12 @@ def _names_at_any_depth(objects: Sequence[dict[str, Any]], *, top_only: bool) ->
 
 
 def _refuse_late(path: Path, names: set[str], objects: list[dict[str, Any]], numbers: NDArray[np.int32]) -> None:
-    """Refuse a field of a known name among those that the first block of the file does not have."""
-    for name in sorted(filter(is_recognised, names)):
+    """Refuse fields that the first block of the file does not have."""
+    for name in sorted(names):
         place = next(p for p, item in enumerate(objects) if name in _names_at_any_depth([item], top_only=False))
         raise UserError(
             f"{path} line {numbers[place]} has the field {short(name)}, which no earlier line has: it would be ignored",
-            "Give it in the first line as well, at least as null, or rename it.",
+            "To have it read, give it in the first line as well, at least as null; else rename it or leave it out.",
         )
 
 
@@ -159,15 +161,18 @@ def _parse_line(path: Path, line: str, number: int) -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{path} line {number} is nested too deeply", f"{ONE_A_LINE}.") from None
     except json.JSONDecodeError as error:
-        listed = ", not one list" if line.startswith("[") else ""
         raise UserError(
-            f"{path} line {number} is no JSON object: {error.msg} (character {error.pos + 1})", f"{ONE_A_LINE}{listed}."
+            f"{path} line {number} is no JSON object: {error.msg} (character {error.pos + 1})",
+            NOT_ONE_LIST if line.startswith("[") else f"{ONE_A_LINE}.",
         ) from None
     except ValueError as error:
         raise UserError(f"{path} line {number}: {error}", "Give every field a name of its own.") from None
     if not isinstance(item, dict):
         kinds = {list: "a list", str: "a word or number", bool: "true or false", type(None): "null"}
-        raise UserError(f"{path} line {number} is {kinds[type(item)]}, not a JSON object", f"{ONE_A_LINE}.")
+        raise UserError(
+            f"{path} line {number} is {kinds[type(item)]}, not a JSON object",
+            NOT_ONE_LIST if isinstance(item, list) else f"{ONE_A_LINE}.",
+        )
     return item
 
 

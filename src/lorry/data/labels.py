@@ -6,7 +6,7 @@ The scale is found once, from the training pairs, and used for all other pairs.
 | --- | --- | --- |
 | E, S, C, I or Exact, Substitute, Complement, Irrelevant | 1, .1, .01, 0 | E and S |
 | Exact, Partial, Irrelevant | 1, .5, 0 | Exact |
-| 1 or true, and 0, false or -1 | 1, 0 | 1 |
+| 1, true or t, and 0, false, f or -1 | 1, 0 | 1 |
 | other numbers, or the numbers of a `label_map` | number - lowest of the scale | the upper third of the scale |
 
 The lowest grade of a scale is 1 where grades start at 1 or above, 0 where they start between 0 and 1, else the smallest
@@ -30,8 +30,9 @@ from lorry.errors import UserError
 
 ESCI = {"e": 1.0, "s": 0.1, "c": 0.01, "i": 0.0, "exact": 1.0, "substitute": 0.1, "complement": 0.01, "irrelevant": 0.0}
 WANDS = {"exact": 1.0, "partial": 0.5, "irrelevant": 0.0}
-BOOLEANS = {"true": 1.0, "false": 0.0}
+BOOLEANS = {"true": 1.0, "false": 0.0, "t": 1.0, "f": 0.0}  # t and f are what Postgres writes
 NUMBER = r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
+DECIMAL_COMMA = r"^([-+]?[0-9]+),([0-9]{1,2})$"  # with three digits, it may be one thousand and more
 MAX_LEVELS = 16  # a scale with more grades is shown in STEPS steps
 STEPS = 9
 BINARY = ((0.0, 1.0), (-1.0, 1.0))
@@ -99,6 +100,21 @@ class Scale:
         return (len(rising) - 1 - above).astype(np.int8)
 
 
+@dataclass(frozen=True)
+class Outlier:
+    """A label that does not belong on the scale of the others.
+
+    Attributes:
+        index: Which label it is.
+        why: What is wrong with it, as the rest of a sentence.
+        refused: Whether it must not be read; else it is told of.
+    """
+
+    index: int
+    why: str
+    refused: bool = True
+
+
 def find_scale(labels: pa.Array, counts: NDArray[np.int64], label_map: str, threshold: float | None) -> Scale:
     """Find the scale that most rows are on.
 
@@ -128,32 +144,79 @@ def find_scale(labels: pa.Array, counts: NDArray[np.int64], label_map: str, thre
     return _numeric(np.unique(numbers[~np.isnan(numbers)]), threshold)
 
 
-def find_outlier(labels: pa.Array, counts: NDArray[np.int64]) -> tuple[int, str] | None:
-    """Return the index of a number that does not belong on the scale of the others, and why; None if there is none.
+def find_outlier(labels: pa.Array, counts: NDArray[np.int64], known: Scale | None = None) -> Outlier | None:
+    """Return a number that does not belong on the scale of the others; None if there is none.
 
-    Rare labels that are far from all others are a mistake or mean "not judged", as 11 among 0 and 1, or -999. So is
-    any very rare number outside 0 and 1, or -1 and 1, where nearly all labels are these two.
+    Rare labels that are far from all others are a mistake or mean "not judged", as 11 among 0 and 1, or -999. So may
+    be a very rare number outside 0 and 1, or -1 and 1, where nearly all labels are these two.
 
     Args:
         labels: [L] the distinct labels as they were read.
         counts: [L] number of rows with each label.
+        known: The scale of the training pairs, where it is given; no label within it can move it.
     """
     numbers = np.where(counts > 0, _numbers(_normal(labels)), np.nan)
     if (too_large := np.abs(numbers) > LARGEST).any():
-        return int(too_large.argmax()), "is a larger number than Lorry can compute with"
+        return Outlier(int(too_large.argmax()), "is a larger number than Lorry can compute with")
     grades, place = np.unique(numbers[~np.isnan(numbers)], return_inverse=True)
     if len(grades) < 3:
         return None
     rows = np.bincount(place, weights=counts[~np.isnan(numbers)]).astype(np.int64)
-    inside = np.ones(len(grades), bool)
+    far, near = _find_outside(grades, rows)
+    outside = far | near
+    if known:
+        outside &= (grades < known.levels[-1]) | (grades > known.levels[0])
+    if not outside.any():
+        return None
+    below = grades[outside][0] < grades[~outside][0]
+    refused = bool(below) or len(grades) <= MAX_LEVELS  # of many numbers, as of clicks, the highest may be far above
+    chosen = int(np.flatnonzero(outside)[0 if refused else -1])
+    why = _why_far(grades[~outside]) if far[chosen] else _why_near(grades, rows, outside, chosen)
+    return Outlier(int(np.flatnonzero(numbers == grades[chosen])[0]), why, refused)
+
+
+def has_decimal_commas(labels: pa.Array) -> bool:
+    """Tell whether some labels have a comma, and all of these are numbers such as 2,33."""
+    plain = pc.utf8_trim_whitespace(labels)
+    with_comma = plain.filter(pc.match_substring(plain, ","))
+    return len(with_comma) > 0 and bool(pc.all(pc.match_substring_regex(with_comma, DECIMAL_COMMA)).as_py())
+
+
+def label_map_of(labels: pa.Array, counts: NDArray[np.int64]) -> str:
+    """Return a `label_map` by which every label that is a number means that number; "" where it would be too long."""
+    normal = _normal(labels)
+    numbers = np.where(counts > 0, _numbers(normal), np.nan)
+    places = [int(place) for place in np.argsort(numbers) if not np.isnan(numbers[place])]
+    names = dict.fromkeys(normal[place].as_py() for place in places)
+    if len(names) > MAX_LEVELS or (np.abs(numbers) > LARGEST).any():
+        return ""
+    return ",".join(f"{name}={BOOLEANS[name]:g}" if name in BOOLEANS else f"{name}={name}" for name in names)
+
+
+def _why_far(others: NDArray[np.float64]) -> str:
+    return f"is far from nearly all others, {others[0]:g} to {others[-1]:g}"
+
+
+def _why_near(grades: NDArray[np.float64], rows: NDArray[np.int64], outside: NDArray[np.bool_], chosen: int) -> str:
+    most = np.sort(grades[~outside][np.argsort(rows[~outside])[-2:]])  # one alone where 1 is outside as well
+    others = " and ".join(f"{grade:g}" for grade in most)
+    have = "has" if rows[chosen] == 1 else "have"
+    return (
+        f"may be a mistake: only {rows[chosen]:,} of {rows.sum():,} rows {have} it, and nearly all others are {others}"
+    )
+
+
+def _find_outside(grades: NDArray[np.float64], rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which of the rising grades [G] are rare ones far from the others, and which are very rare ones near."""
+    far, near = np.zeros(len(grades), bool), np.zeros(len(grades), bool)
     for sign in (1, -1):
         pairs = [tuple(sorted(sign * grade for grade in binary)) for binary in BINARY]
-        rising = (sign * grades)[::sign]
-        inside &= ~(_far_above(rising, rows[::sign], pairs) | _just_above(rising, rows[::sign], pairs))[::sign]
-    if inside.all():
-        return None
-    low, high = grades[inside].min(), grades[inside].max()
-    return int(np.flatnonzero(numbers == grades[~inside][0])[0]), f"is far from nearly all others, {low:g} to {high:g}"
+        rising, counts = (sign * grades)[::sign], rows[::sign]
+        # A scale starts at 0 or 1 anyhow, so a low grade that is not negative, as 1 star among 4 and 5, moves nothing.
+        moves = (grades < 0) | (sign > 0)
+        far |= _far_above(rising, counts, pairs)[::sign] & moves
+        near |= _just_above(rising, counts, pairs, low_side=sign < 0)[::sign] & moves
+    return far, near
 
 
 def _far_above(
@@ -173,15 +236,20 @@ def _far_above(
 
 
 def _just_above(
-    grades: NDArray[np.float64], rows: NDArray[np.int64], pairs: Sequence[Sequence[float]]
+    grades: NDArray[np.float64], rows: NDArray[np.int64], pairs: Sequence[Sequence[float]], low_side: bool
 ) -> NDArray[np.bool_]:
-    """Return which of the rising grades [G] are very rare ones above 0 and 1, but no further steps of such a scale."""
+    """Return which of the rising grades [G] are very rare ones above 0 and 1, but no further steps of such a scale.
+
+    Several rows with a 2 on 0/1 are its best matches. On the low side, where the signs of all grades are changed,
+    several rows with -1 may still be those that nobody judged.
+    """
     total = int(rows.sum())
     found = np.zeros(len(grades), bool)
     for low, high in pairs:
         others, above = ~np.isin(grades, (low, high)), grades > high
         rare = rows[others].sum() <= max(total // RARE, total >= NEAR_ROWS)
-        steps = above.sum() > 1 and (np.diff(grades[grades >= high]) <= high - low).all()
+        several = (above if low_side else rows[above]).sum() > 1
+        steps = several and (np.diff(grades[grades >= high]) <= high - low).all()
         if np.isin((low, high), grades).all() and rare and not steps:
             found |= above
     return found
@@ -245,8 +313,11 @@ def _or(value: float | None, default: float) -> float:
 
 
 def _normal(labels: pa.Array) -> pa.Array:
-    """Return labels in lower case, and whole numbers without the .0 that pandas writes."""
-    return pc.replace_substring_regex(pc.utf8_lower(pc.utf8_trim_whitespace(labels)), r"^([-+]?[0-9]+)\.0+$", r"\1")
+    """Return labels in lower case, 2,33 as 2.33, and whole numbers without the .0 that pandas writes."""
+    plain = pc.utf8_lower(pc.utf8_trim_whitespace(labels))
+    if has_decimal_commas(labels):
+        plain = pc.replace_substring_regex(plain, DECIMAL_COMMA, r"\1.\2")
+    return pc.replace_substring_regex(plain, r"^([-+]?[0-9]+)\.0+$", r"\1")
 
 
 def _numbers(labels: pa.Array) -> NDArray[np.float64]:

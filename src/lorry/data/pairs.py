@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +23,10 @@ from numpy.typing import NDArray
 from lorry.config import PairOptions, TrainConfig
 from lorry.data.channel import Channel, read_tables
 from lorry.data.health import GOOD, Health, find_faults, health_of, refuse_if_bad
-from lorry.data.labels import Scale, find_outlier, find_scale
+from lorry.data.labels import Scale, find_outlier, find_scale, has_decimal_commas, label_map_of
 from lorry.data.overlap import compare_with_training
 from lorry.data.strings import fold
-from lorry.data.wording import quoted
+from lorry.data.wording import listed, quoted
 from lorry.errors import UserError
 from lorry.names import SPLITS
 
@@ -33,6 +34,7 @@ log = logging.getLogger("lorry")
 
 FEW_RELEVANT = 0.05  # a smaller share of relevant training pairs is told of
 HELD_OUT = ("validation", "test")  # splits that may be channels of their own or come with the training pairs
+HELD_OUT_FILE = re.compile(r"(test|testing|val|valid|validation|dev)[^a-z]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,19 @@ def _warn_of_few_relevant(train: Pairs, scale: Scale) -> None:
         )
 
 
+def _warn_of_held_out_files(location: str, channel: Channel) -> None:
+    """Say so where files are trained on that seem to be meant for validation or test."""
+    names = [name for name, _ in channel.sources[: len(channel.ends)] if (Path(location) / name).is_file()]
+    held_out = [name for name in names if HELD_OUT_FILE.match(name)]
+    if held_out and "all" in channel.splits:
+        log.warning(
+            "%s: the rows of %s are trained on; if they are for validation or test, move them to a folder of their "
+            "own and give that: --validation FOLDER or --test FOLDER",
+            location,
+            listed(held_out),
+        )
+
+
 def _read(
     location: str, options: PairOptions, names: Collection[str], purpose: str = "", scale: Scale | None = None
 ) -> tuple[dict[str, Pairs], Scale]:
@@ -211,8 +226,12 @@ def _read(
     wanted = np.logical_or.reduce(list(channel.splits.values()))
     codes = channel.label.codes[wanted]
     counts = np.bincount(codes[codes >= 0], minlength=len(channel.label.strings))
+    if has_decimal_commas(channel.label.strings):
+        log.info("%s: the comma in labels is read as the decimal point, as in 2,33", location)
+    if purpose == "train":
+        _warn_of_held_out_files(location, channel)
     if not options.label_map and (scale is None or scale.numbers == "all"):
-        _refuse_outlier(channel, wanted, counts)
+        _refuse_outlier(channel, wanted, counts, scale)
     scale = scale or find_scale(channel.label.strings, counts, options.label_map, options.positive_threshold)
     grades = np.append(scale.grades(channel.label.strings), np.nan)[channel.label.codes]
     fault = find_faults(channel, grades)
@@ -253,16 +272,36 @@ def _choose_splits(location: str, channel: Channel, names: Collection[str], purp
     return replace(channel, splits=used)
 
 
-def _refuse_outlier(channel: Channel, wanted: NDArray[np.bool_], counts: NDArray[np.int64]) -> None:
-    """Refuse a label that a single mistake may have put far outside the scale: it would move the whole scale."""
-    if outlier := find_outlier(channel.label.strings, counts):
-        label, fault = outlier
-        row = int(np.flatnonzero(wanted & (channel.label.codes == label))[0])
-        raise UserError(
-            f"{channel.place_of(row)}: the label {quoted(channel.label.strings[label].as_py())} {fault}",
-            "Correct it; leave the cell empty if it means that nobody judged the pair; or, if it is right, give the "
-            "grade of every label: --label_map 0=0,1=1,9=9",
-        )
+def _refuse_outlier(
+    channel: Channel, wanted: NDArray[np.bool_], counts: NDArray[np.int64], known: Scale | None
+) -> None:
+    """Refuse a label that a single mistake may have put far outside the scale: it would move the whole scale.
+
+    Args:
+        channel: The channel.
+        wanted: [N] the rows that are used.
+        counts: [L] number of such rows with each label.
+        known: The scale of the training pairs; None where these are read.
+    """
+    labels = channel.label.strings
+    outlier = find_outlier(labels, counts, known)
+    if not outlier:
+        return
+    row = int(np.flatnonzero(wanted & (channel.label.codes == outlier.index))[0])
+    said = f"{channel.place_of(row)}: the label {quoted(labels[outlier.index].as_py())} {outlier.why}"
+    if outlier.refused:
+        raise UserError(said, _hint_for_outlier(label_map_of(labels, counts), known))
+    log.warning("%s; one very large value makes all others small: cap it, or put the numbers into a few grades", said)
+
+
+def _hint_for_outlier(label_map: str, known: Scale | None) -> str:
+    hint = "Correct it; leave the cell empty if it means that nobody judged the pair"
+    if not label_map:
+        return f"{hint}."
+    if known:  # whose labels the map must have, too
+        return f"{hint}; or, if it is right, give the grade of every label, those for training included: --label_map"
+    joint = "=" if label_map.startswith("-") else " "  # else the command line takes -1=-1 for an option
+    return f"{hint}; or, if it is right, give the grade of every label: --label_map{joint}{label_map}"
 
 
 def _log(location: str, name: str, pairs: Pairs) -> None:

@@ -17,6 +17,7 @@ from lorry.data.wording import short
 from lorry.errors import UserError
 
 BATCH_ROWS = 1 << 16  # rows read at once from a file in columns
+MISSING = r"\N"  # what MySQL and PostgreSQL write into a text file for a value that is missing
 EXACT = 2.0**53  # below it, a double holds every whole number exactly
 
 RowSkipped = Callable[[str], None]  # called with a description of every row that is left out

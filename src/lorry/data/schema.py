@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
 from lorry.config import PairOptions
@@ -26,6 +26,9 @@ PARTS = {
     "query": (("query", "query_id"), "--query_column NAME"),
     "product text": (("text", "product_id"), "--text_columns NAME,NAME"),
 }
+# Columns that tables of many kinds have, so that sharing them with judged pairs means nothing: row numbers (those of
+# pandas have no name, or one of the prefixes), and what databases add.
+GENERIC, GENERIC_PREFIXES = {"", "id", "index", "created_at", "updated_at"}, ("unnamed:", "__index_level_")
 NO_COLUMNS = "no columns (a JSON file needs one object per line)"
 
 
@@ -82,7 +85,7 @@ def find_schema(location: str, sources: Sequence[Source], options: PairOptions) 
         _Table(source, names, choose_columns(names, options)) for source, names in zip(sources, columns, strict=True)
     ]
     judged = [table for table in tables if not table.missing]
-    others = [table for table in tables if table.missing]
+    others = _with_product_ids([table for table in tables if table.missing])
     _refuse_what_lacks_a_part(location, judged, others)
     with_query, with_text = _check_alike(location, judged)
     read: dict[str, list[tuple[_Table, list[str]]]] = {"judgements": [], "queries": [], "products": []}
@@ -123,24 +126,32 @@ class _Table:
 
     @property
     def holds_products(self) -> bool:
-        return "text" in self.found and bool(self.product_id)
-
-    @property
-    def product_id(self) -> Choice | None:
-        return self.found.get("product_id") or product_id_of(self.names)
+        return {"text", "product_id"} <= self.found.keys()
 
     @property
     def why_unused(self) -> str:
         if self.holds_queries or self.holds_products:
             return f"the judged pairs have the {'query' if self.holds_queries else 'product text'} themselves"
+        if "text" in self.found and not self.holds_products and product_id_of(self.names):
+            return "its column id is not taken for the product's id, as another table has a surer column"
         return f"no column is recognised as {' or '.join(self.missing)}" if self.names else NO_COLUMNS
 
-    def choice(self, kind: str) -> Choice | None:
-        return self.product_id if kind == "product_id" else self.found.get(kind)
-
     def schema(self, kinds: Sequence[str]) -> SourceSchema:
-        chosen = {kind: self.choice(kind) for kind in kinds}
-        return SourceSchema(self.source, {kind: choice.taken for kind, choice in chosen.items() if choice})
+        return SourceSchema(self.source, {kind: self.found[kind].taken for kind in kinds if kind in self.found})
+
+
+def _with_product_ids(others: Sequence[_Table]) -> list[_Table]:
+    """Take the column `id` of tables with texts for the product's id, unless one of them says which column that is.
+
+    Beside a table with a column `product_id`, one with `id` and `name` may be one of brands.
+    """
+    if any(table.holds_products for table in others):
+        return list(others)
+    ids = [product_id_of(table.names) if "text" in table.found else None for table in others]
+    return [
+        replace(table, found={**table.found, "product_id": choice}) if choice else table
+        for table, choice in zip(others, ids, strict=True)
+    ]
 
 
 def _refuse_what_lacks_a_part(location: str, judged: Sequence[_Table], others: Sequence[_Table]) -> None:
@@ -154,15 +165,27 @@ def _refuse_what_lacks_a_part(location: str, judged: Sequence[_Table], others: S
     ids = {"query_id", "product_id", "locale"}
     for table in others:
         known = {name for kind, choice in table.found.items() if kind in ids for name in choice.taken}
-        shared = [name for name in table.names if name in judged[0].names and name not in known]
+        shared = [name for name in table.names if name in judged[0].names and name not in known and not _generic(name)]
         known_table = table.holds_queries or table.holds_products
         if len(table.missing) < 2 or (len(shared) > 1 and not known_table):
             flags = " ".join(PARTS[part][1] for part in table.missing)
             raise UserError(
                 f"{plain(table.source.name)} of {location} looks like judged pairs, but no column is recognised as "
                 f"{' or '.join(table.missing)}: it has {listed(table.names)}",
-                f"Name the column as in the other files, or for all of them with {flags}, or move the file elsewhere.",
+                f"Name the column as in the other files, or for all of them with {flags}, or move the file elsewhere"
+                f"{_or_rename(table)}.",
             )
+
+
+def _or_rename(table: _Table) -> str:
+    """Return the advice for a table that only looks like judged pairs because a column is taken for the label."""
+    label = table.found.get("label")
+    return f", or rename its column {short(label.taken[0])} if it means something else" if label else ""
+
+
+def _generic(name: str) -> bool:
+    simple = name.strip().lower()
+    return simple in GENERIC or simple.startswith(GENERIC_PREFIXES)
 
 
 def _refuse(location: str, tables: Sequence[_Table], also: str = "") -> NoReturn:
@@ -215,7 +238,7 @@ def _check_choices(location: str, read: Sequence[tuple[_Table, list[str]]]) -> N
     """Refuse a table with several columns that may be meant; say which columns are passed over for surer ones."""
     notes: list[str] = []
     for table, kinds in read:
-        for kind, choice in ((kind, table.choice(kind)) for kind in kinds):
+        for kind, choice in ((kind, table.found.get(kind)) for kind in kinds):
             what = "product text" if kind == "text" else kind.replace("_", " ")
             if choice and choice.equal:
                 repeated = len(set(choice.equal)) < len(choice.equal)
