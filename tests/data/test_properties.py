@@ -235,6 +235,8 @@ FORMATS = {
 
 def check_channel(rows, form, block, packing):
     name, write = FORMATS[form]
+    if form in ("comma", "tab"):  # written as separators only, such rows are left out
+        rows = [row for row in rows if any(row)]
 
     def found():
         (pairs,) = read_channel(path.parent, PairOptions()).values()
