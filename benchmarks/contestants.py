@@ -152,7 +152,9 @@ def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
     pairs, texts = _lorry(job)
     accelerator, precision = make_accelerator(job.precision)
     encoder = Encoder(_base(), precision, accelerator.device)
-    encoder.add_lora(rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, targets="", seed=0)
+    encoder.add_lora(
+        rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, targets=",".join(LORA["target_modules"]), seed=0
+    )
     trainer = Trainer(encoder, texts, config, accelerator)
     sampler = BatchSampler(pairs.query, job.batch_size, ENDLESS, seed=0)
     cost = flop_per_token(encoder.model, training=True)
@@ -263,7 +265,7 @@ def _unique(job: Job) -> tuple[list[str], int]:
 
 def lorry_encode(job: Job, stopwatch: Stopwatch) -> None:
     """Encode every unique text as `lorry evaluate` does."""
-    from lorry.evaluation.scoring import embed_all
+    from lorry.model.embedding import embed_all
     from lorry.model.encoder import Encoder
 
     _, texts = _lorry(job)

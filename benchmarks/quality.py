@@ -1,151 +1,254 @@
-"""What each loss gives on Home Depot after one epoch: `make quality` makes the table in the docs.
+"""What each recipe does to ranking, on Home Depot: the tables that the defaults were chosen by.
 
-    python benchmarks/quality.py [--recipe NAME ...] [--output benchmarks/results/quality.json]
-    python benchmarks/quality.py --show benchmarks/results/quality.json      the table of an earlier run
+    python benchmarks/quality.py recipes [--row NAME ...]      losses, adapters, learning rates: on validation
+    python benchmarks/quality.py peers [--row NAME ...]        beside sentence-transformers + PEFT: on the test split
+    python benchmarks/quality.py small [--row NAME ...]        500, 1,000 and 3,000 pairs: on the test split
+    python benchmarks/quality.py show                          print the tables of the results file, do nothing else
 
-The pairs come from LORRY_DATA (default ../shared/data): `homedepot/{train,validation}`, and `stsb/sts-dev.csv` to
-measure what the model forgets (Spearman correlation of general sentence similarity). The test split is not read. The
-results file is rewritten after every recipe.
+`make quality` makes all. The pairs come from LORRY_DATA (default ../shared/data): `homedepot/{train,validation,test}`
+and `stsb/sts-dev.csv`. Rows are added to the results file, benchmarks/results/quality.json, as they are made; a row of
+the same name is replaced. Each row says on which machine it was made, and in which precision.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from torch import Tensor
 
+import quality_peers
 import records
+from homedepot import METRICS, Embed, HomeDepot, bundled, general_similarity, quality
 from lorry.config import TrainConfig
-from lorry.data.pairs import read_splits
+from lorry.data.pairs import Pairs, split_by_query
 from lorry.data.sampler import BatchSampler
-from lorry.evaluation import scoring
+from lorry.evaluation.scoring import score
 from lorry.hardware import make_accelerator
+from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.packing import TokenSequences
-from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import load_tokenizer, tokenize
 from lorry.training.loop import fit
 from lorry.training.progress import TrainingLog
+from lorry.training.selection import choose_share
+from lorry.training.setup import trainable_encoder
 from lorry.training.update import Trainer
 
-DATA = Path(os.environ.get("LORRY_DATA", "../shared/data"))
+RESULTS = Path(__file__).with_name("results") / "quality.json"
+DEFAULT = TrainConfig()
+SHARE = 0.5  # of the update, beside the whole of it
+# Every row is the default but for these options.
 RECIPES: dict[str, dict[str, Any]] = {
-    "cosine, the blog post's settings": {"loss": "cosine", "lr": 1e-6, "batch_size": 120},
-    "cosine": {"loss": "cosine"},
+    "default": {},
     "infonce": {"loss": "infonce"},
     "cosent": {"loss": "cosent"},
     "infonce+cosent": {"loss": "infonce+cosent"},
+    "ranknet": {"loss": "ranknet"},
+    "lambda": {"loss": "lambda"},
+    "listnet": {"loss": "listnet"},
+    "bce": {"loss": "bce"},
 }
-NAMES = {"random": "random order", "bm25": "BM25", "base": "base model"}
-COLUMNS = {
-    "nDCG@10": "ndcg@10",
-    "MRR@10": "mrr@10",
-    "ROC-AUC": "roc_auc",
-    "average precision": "average_precision",
-    "Spearman": "spearman",
-    "pair accuracy": "pair_accuracy",
-    "STS-B": "sts",
+LORRY: dict[str, dict[str, Any]] = {
+    "Lorry, 1 epoch": {},
+    "Lorry, 3 epochs": {"epochs": 3},
+    "Lorry, all weights (lora_rank 0, lr 5e-5)": {"lora_rank": 0, "lr": 5e-5},
+}
+SMALL = (500, 1_000, 3_000)
+
+Row = dict[str, Any]
+
+
+class Lab:
+    """The pairs, the base model, and what every row needs."""
+
+    def __init__(self) -> None:
+        self.data, self.base = HomeDepot.read(), bundled()
+        self.accelerator, self.precision = make_accelerator("auto")
+        self.tokenizer = load_tokenizer(self.base).backend_tokenizer
+        self.tokenizer.enable_truncation(self.base.max_length)
+        self.tokenizer.no_padding()
+
+    @cached_property
+    def seconds_of_epoch(self) -> float:
+        """Seconds that Lorry's default takes for an epoch of all training pairs, here and now."""
+        return self.train(DEFAULT, self.data.train, self.data.validation)[1]
+
+    def encoder(self) -> Encoder:
+        """Return the base model."""
+        return Encoder(self.base, self.precision, self.accelerator.device)
+
+    def embedder(self, encoder: Encoder) -> Embed:
+        """Return the function that embeds texts with `encoder`."""
+
+        def embed(texts: list[str]) -> Tensor:
+            ids = [np.array(item.ids) for item in self.tokenizer.encode_batch(texts)]
+            with torch.inference_mode():
+                return encoder.embed(TokenSequences(np.concatenate(ids), np.array([len(item) for item in ids]))).cpu()
+
+        return embed
+
+    def train(self, config: TrainConfig, train: Pairs, validation: Pairs) -> tuple[Encoder, float]:
+        """Train as `lorry train` does, up to the merge; return the encoder and the seconds of training."""
+        encoder = trainable_encoder(config, self.base, self.precision, self.accelerator.device)
+        texts, held_out = (tokenize(pairs, self.base) for pairs in (train, validation))
+        fixed: list[Tensor | None] = [None, None]
+        if config.train_side == "query":
+            fixed = [embed_all(encoder, split, side="document") for split in (texts, held_out)]
+
+        def validate() -> tuple[float, dict[str, float]]:
+            found = score(encoder, held_out, validation, config, documents_TD=fixed[1])
+            return found.loss, found.metrics
+
+        sampler = BatchSampler(train.query, config.batch_size, config.epochs, config.seed)
+        trainer = Trainer(encoder, texts, config, self.accelerator, documents_TD=fixed[0])
+        progress = fit(trainer, train, sampler, TrainingLog(sampler.steps), validate=validate)
+        return encoder, progress.seconds
+
+
+def recipes(lab: Lab, name: str) -> Row:
+    """Train a recipe on the known categories; score it on their validation queries and on the other categories."""
+    train, validation = lab.data.known
+    config = dataclasses.replace(DEFAULT, **RECIPES.get(name, {}))
+    encoder, seconds = (lab.encoder(), 0.0) if name == "base model" else lab.train(config, train, validation)
+    embed, base = lab.embedder(encoder), lab.embedder(lab.encoder())
+    documents = base if config.train_side == "query" else None
+
+    def measured() -> dict[str, Any]:
+        splits = {"own": validation, "other": lab.data.held_out}
+        found: dict[str, Any] = {key: quality(pairs, embed, documents) for key, pairs in splits.items()}
+        return found | {"sts": general_similarity(embed)}
+
+    row = {"seconds": seconds, "pairs": len(train), "whole": measured()}
+    if name != "base model":
+        tuned = {key: weight.detach().clone() for key, weight in encoder.trainable().items()}
+        encoder.interpolate(tuned, SHARE)
+        row["half"] = measured()
+    return row
+
+
+def peers(lab: Lab, name: str) -> Row:
+    """Train on all categories, with Lorry or sentence-transformers; score on the test queries."""
+    test, row = lab.data.test, {"seconds": 0.0, "share": 1.0}
+    if name == "base model":
+        embed = lab.embedder(lab.encoder())
+    elif name in LORRY:
+        config = dataclasses.replace(DEFAULT, **LORRY[name])
+        encoder, row["seconds"] = lab.train(config, lab.data.train, lab.data.validation)
+        row["share"] = _choose_share(lab, encoder, lab.data.validation)
+        embed = lab.embedder(encoder)
+    else:
+        data = lab.data
+        found, row["lr"] = quality_peers.train(
+            name, data.train, data.some(quality_peers.TUNED_ON), data.validation, lab.precision, lab.seconds_of_epoch
+        )
+        embed, row["seconds"] = found.embed, found.seconds
+    return row | {"test": quality(test, embed), "sts": general_similarity(embed)}
+
+
+def small(lab: Lab, name: str) -> Row:
+    """Train on few pairs, a tenth of whose queries are held out for validation; score on the test queries."""
+    if name == "base model":
+        return {"test": quality(lab.data.test, lab.embedder(lab.encoder()))}
+    train, validation = split_by_query(
+        lab.data.some(int(name.replace(",", "").split()[0])), DEFAULT.validation_fraction
+    )
+    encoder, seconds = lab.train(DEFAULT, train, validation)
+    embed = lab.embedder(encoder)
+    row: Row = {"seconds": seconds, "pairs": len(train), "whole": quality(lab.data.test, embed)}
+    row["share"] = _choose_share(lab, encoder, validation)
+    return row | {"test": quality(lab.data.test, embed)}
+
+
+def _choose_share(lab: Lab, encoder: Encoder, validation: Pairs) -> float:
+    """Set the encoder to the share of the update that `lorry train` would choose, and return it."""
+    tuned = {key: weight.detach().clone() for key, weight in encoder.trainable().items()}
+    embed = lab.embedder(encoder)
+
+    def measure(share: float) -> dict[str, float]:
+        encoder.interpolate(tuned, share)
+        return quality(validation, embed)
+
+    share = choose_share(measure(0.0), measure)
+    encoder.interpolate(tuned, share)
+    return share
+
+
+TABLES: dict[str, tuple[Callable[[Lab, str], Row], list[str]]] = {
+    "recipes": (recipes, ["base model", *RECIPES]),
+    "peers": (peers, ["base model", *LORRY, *quality_peers.PEERS]),
+    "small": (small, ["base model", *(f"{count:,} pairs" for count in SMALL)]),
 }
 
 
 def main() -> None:
-    """Train every recipe and print the table."""
+    """Make the rows that are asked for and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", action="append", help="only these; name or name:option=value,option=value")
-    parser.add_argument("--output", default="benchmarks/results/quality.json", help="results file")
-    parser.add_argument("--show", help="print the table of an earlier run's results file, and do nothing else")
+    parser.add_argument("table", choices=[*TABLES, "all", "show"])
+    parser.add_argument("--row", action="append", default=[], help="only these rows; may be repeated")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="results file")
     arguments = parser.parse_args()
-    if arguments.show:
-        print(table(records.load(arguments.show)))
-        return
     logging.getLogger("lorry").setLevel(logging.WARNING)
-    record: dict[str, Any] = {}
-    try:
-        for record in measure(arguments.recipe or list(RECIPES)):
-            records.save(record, Path(arguments.output))
-    finally:  # also after Ctrl-C: what there is
-        if record:
-            print(table(record))
+    chosen = {"all": list(TABLES), "show": []}.get(arguments.table, [arguments.table])
+    lab = Lab() if chosen else None
+    for table in chosen:
+        make, rows = TABLES[table]
+        for name in arguments.row or rows:
+            assert lab is not None
+            row = make(lab, name) | records.new_record(lab.precision)
+            record = records.load(arguments.output) if arguments.output.exists() else {}
+            record.setdefault(table, {})[name] = row
+            records.save(record, arguments.output)
+            print(f"{table}: {name}: {row}", flush=True)
+    record = records.load(arguments.output)
+    for table in chosen or [name for name in TABLES if name in record]:
+        print(f"\n{table}\n\n{TABLE_TEXTS[table](record[table])}")
 
 
-def measure(recipes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Train each recipe; yield the record of all results after the base model and after every recipe."""
-    home = DATA / "homedepot"
-    common = TrainConfig(
-        pretrained_model="bundled", train=str(home / "train"), validation=str(home / "validation"), epochs=1
-    )
-    splits = read_splits(common)
-    base = find_pretrained("bundled")
-    texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
-    sts = _sts(base)
-    accelerator, precision = make_accelerator("auto")
-    results: dict[str, dict[str, float]] = scoring.baselines(splits["validation"], common.seed)
-    record = {**records.new_record(precision), "results": results}
-    for name in ["base", *recipes]:
-        config = common if name == "base" else dataclasses.replace(common, **_options(name))
-        encoder = Encoder(base, precision, accelerator.device)
-        if name != "base":
-            encoder.add_lora(
-                rank=config.lora_rank,
-                alpha=config.lora_alpha,
-                dropout=config.lora_dropout,
-                targets="",
-                seed=config.seed,
-            )
-            sampler = BatchSampler(splits["train"].query, config.batch_size, config.epochs, config.seed)
-            trainer = Trainer(encoder, texts["train"], config, accelerator)
-            fit(trainer, splits["train"], sampler, TrainingLog(sampler.steps), validate=lambda: (0.0, {}))
-        scored = scoring.score(encoder, texts["validation"], splits["validation"], config)
-        results[name] = {**scored.metrics, "sts": sts(encoder)}
-        yield record
+def _figures(block: Mapping[str, float]) -> list[str]:
+    return [f"{block[key]:.4f}" for key in METRICS]
 
 
-def _options(name: str) -> dict[str, Any]:
-    recipe, _, changes = name.partition(":")
-    kinds = {item.name: type(item.default) for item in dataclasses.fields(TrainConfig)}
-    options = dict(RECIPES[recipe])
-    for change in filter(None, changes.split(",")):
-        key, value = change.split("=")
-        options[key] = kinds[key](value)
-    return options
+def recipes_table(rows: Mapping[str, Row]) -> str:
+    """Return the table of recipes as Markdown."""
+    head = ["", *(f"{title}, {where}" for where in ("own", "other") for title in TITLES), "STS-B"]
+    lines = []
+    for name, row in rows.items():
+        for key, label in (("whole", name), ("half", f"{name}, half-way to the base")):
+            if key in row:
+                block = row[key]
+                lines.append([label, *_figures(block["own"]), *_figures(block["other"]), f"{block['sts']:.4f}"])
+    return records.markdown(head, lines)
 
 
-def _sts(base: Any) -> Any:
-    """Return a function that gives a model's Spearman correlation on STS-B (dev)."""
-    with (DATA / "stsb" / "sts-dev.csv").open(encoding="utf-8") as file:
-        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    grades = np.array([float(row[4]) for row in rows])
-    backend = load_tokenizer(base).backend_tokenizer
-    backend.enable_truncation(base.max_length)
-    backend.no_padding()
-    ids = [np.array(item.ids) for item in backend.encode_batch([row[column] for column in (5, 6) for row in rows])]
-
-    def correlation(encoder: Encoder) -> float:
-        lengths = np.array([len(item) for item in ids])
-        with torch.inference_mode():
-            both = encoder.embed(TokenSequences(np.concatenate(ids), lengths))
-        left, right = both.split(len(rows))
-        return float(spearmanr((left * right).sum(1).numpy(), grades).statistic)
-
-    return correlation
-
-
-def table(record: Mapping[str, Any]) -> str:
-    """Return the results as a Markdown table, with date and machine above."""
-    rows = [
-        [NAMES.get(name, name), *(f"{block[key]:.4f}" if key in block else "" for key in COLUMNS.values())]
-        for name, block in record["results"].items()
+def peers_table(rows: Mapping[str, Row]) -> str:
+    """Return the table beside sentence-transformers as Markdown."""
+    lines = [
+        [name, *_figures(row["test"]), f"{row['sts']:.4f}", f"{row['seconds']:.0f}", f"{row['share']:.0%}"]
+        for name, row in rows.items()
     ]
-    return f"{records.describe(record)}\n\n{records.markdown(['', *COLUMNS], rows)}"
+    return records.markdown(["", *TITLES, "STS-B", "seconds", "share of the update"], lines)
+
+
+def small_table(rows: Mapping[str, Row]) -> str:
+    """Return the table of few pairs as Markdown."""
+    lines = []
+    for name, row in rows.items():
+        if "whole" in row:
+            lines.append([f"{name}, whole update", *_figures(row["whole"]), "100%"])
+        lines.append([name, *_figures(row["test"]), f"{row['share']:.0%}" if "share" in row else ""])
+    return records.markdown(["", *TITLES, "share of the update"], lines)
+
+
+TITLES = ("nDCG@10", "ROC-AUC", "pair accuracy")
+TABLE_TEXTS = {"recipes": recipes_table, "peers": peers_table, "small": small_table}
 
 
 if __name__ == "__main__":

@@ -300,6 +300,16 @@ def test_a_mistake_in_a_hyperparameter_is_one_line(words, says, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["train", "plan", "evaluate", "submit"])
+def test_a_requirement_that_cannot_be_read_is_told_before_anything_is(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    required = ["--model", "m", "--data", "d", "--output", "o/m.json"] if command == "evaluate" else []
+    ended = lorry(command, *required, "--require", "roc_auc>=0.7", "--require", "ndcg>=+0.005")
+    assert_one_line(ended, ["require has 'ndcg>=+0.005': there is no such metric", "Did you mean ndcg@10?"])
+    assert len(ended.lines) == 1
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("words", [[], ["trian"], ["jobs"], ["jobs", "start", "x"], ["evaluate", "--model", "bundled"]])
 def test_a_mistake_in_the_command_is_one_line_that_points_at_help(words):
     assert_one_line(lorry(*words), ["--help"])

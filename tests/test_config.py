@@ -136,6 +136,18 @@ def test_every_field_has_help_and_a_default_within_its_own_bounds():
         assert getattr(read(**{name: text}), name) == item.default, name
 
 
+def test_values_of_a_repeated_option_become_one_string():
+    """As one string of hyperparameters.json has them."""
+    parser = argparse.ArgumentParser()
+    add_options(parser, TrainConfig)
+    once, twice = "ndcg@10>=+0.005", ["--require", "ndcg@10>=+0.005", "--require=test:roc_auc>=0.7"]
+    assert vars(parser.parse_args(["--require", once])) == {"require": once}
+    given = vars(parser.parse_args(twice))
+    assert given == {"require": "ndcg@10>=+0.005,test:roc_auc>=0.7"}
+    assert from_strings(TrainConfig, given).require == given["require"]
+    assert vars(parser.parse_args(["--epochs", "1", "--epochs", "2"])) == {"epochs": "2"}
+
+
 def test_only_wanted_options_are_offered():
     parser = argparse.ArgumentParser()
     add_options(parser, TrainConfig, {"lora_rank"})

@@ -1,6 +1,8 @@
 """A model is replaced completely or not at all, wherever a run is killed; what Lorry did not write is never deleted."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -21,6 +23,7 @@ from lorry.outputs import (
     check_space,
     check_writable,
     claimed,
+    keep_aside,
     recover,
     staging,
     write_json,
@@ -209,6 +212,145 @@ def test_wherever_runs_are_killed_what_others_wrote_is_kept(tmp_path):
             break
     assert ended == 0
     assert operation > 15
+
+
+class RefusedError(Exception):
+    """Ends the block of `staging`, so that no model is put in place."""
+
+
+def refuse(model_dir, place, names=NEW, content="new"):
+    """Build a model and keep it aside; return where it is."""
+    model_dir.mkdir(parents=True, exist_ok=True)
+    kept = None
+    with contextlib.suppress(RefusedError), staging(model_dir) as folder:
+        write(folder, names, content)
+        (folder / "model.safetensors").chmod(0o600)
+        kept = keep_aside(folder, place, "ndcg@10 is café")
+        raise RefusedError
+    return kept
+
+
+KEPT_ASIDE = NEW | {"REFUSED.txt"}
+
+
+@pytest.fixture(params=["one disk", "two disks"])
+def disks(request, monkeypatch):
+    """Let a rename from one folder to another fail, as between two disks."""
+    rename = os.rename
+
+    def on_one_disk(source, target):
+        if Path(source).parent != Path(target).parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    if request.param == "two disks":
+        monkeypatch.setattr(os, "rename", on_one_disk)
+
+
+@pytest.mark.usefixtures("disks")
+def test_a_refused_model_is_kept_aside_whole_with_the_reason(tmp_path):
+    model_dir, place = tmp_path / "model", tmp_path / "output" / "refused"
+    place.parent.mkdir()
+    assert refuse(model_dir, place) == place
+    assert files(tmp_path) == {f"output/refused/{name}" for name in KEPT_ASIDE}
+    assert (place / "REFUSED.txt").read_text("utf-8") == "ndcg@10 is café\n"
+    assert sorted(json.loads((place / "lorry.json").read_text())["files"]) == sorted(KEPT_ASIDE)
+    assert (place / "model.safetensors").stat().st_mode == (place / "config.json").stat().st_mode
+    assert list(tmp_path.rglob(".*")) == []
+
+
+@pytest.mark.usefixtures("disks")
+def test_an_earlier_refused_model_is_replaced(tmp_path):
+    model_dir, place = tmp_path / "model", tmp_path / "refused"
+    write(tmp_path, {".refused.part/half", ".refused.old/half"}, "of a killed run")
+    refuse(model_dir, place, OLD, "old")
+    assert refuse(model_dir, place) == place
+    assert files(tmp_path) == {f"refused/{name}" for name in KEPT_ASIDE}
+    assert (place / "config.json").read_text() == "new"
+
+
+def a_file(place, model_dir):
+    place.write_text("mine")
+
+
+def a_folder(place, model_dir):
+    write(place, {"thesis.tex"}, "mine")
+
+
+def a_good_model(place, model_dir):
+    build(place, OLD, "old")
+
+
+def a_note_in_it(place, model_dir):
+    refuse(model_dir, place, content="old")
+    write(place, {"1_Pooling/notes.txt"}, "mine")
+
+
+def a_link_in_it(place, model_dir):
+    refuse(model_dir, place, content="old")
+    (place / "adapter" / "link").symlink_to("nowhere")
+
+
+def a_link_to_one(place, model_dir):
+    place.symlink_to(refuse(model_dir, place.with_name("elsewhere"), content="old"))
+
+
+def a_link_to_nowhere(place, model_dir):
+    place.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize(
+    "make", [a_file, a_folder, a_good_model, a_note_in_it, a_link_in_it, a_link_to_one, a_link_to_nowhere]
+)
+def test_what_is_no_refused_model_is_left_and_the_new_one_gets_another_name(tmp_path, make):
+    model_dir, place = tmp_path / "model", tmp_path / "refused"
+    make(place, model_dir)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    kept = refuse(model_dir, place)
+    assert kept == tmp_path / "refused.kept"
+    assert files(kept) == KEPT_ASIDE
+    assert {path: path.is_file() and path.read_bytes() for path in before} == before
+    assert {path.name for path in tmp_path.iterdir()} - {path.name for path in before} <= {"model", "refused.kept"}
+
+
+def test_what_is_refused_leaves_the_model_in_place(tmp_path):
+    model_dir = tmp_path / "model"
+    build(model_dir, OLD, "old")
+    refuse(model_dir, tmp_path / "refused")
+    assert is_model(model_dir, OLD, "old")
+    assert not list(model_dir.glob(".lorry-*"))
+
+
+def test_a_disk_that_is_full_while_a_model_is_kept_aside_leaves_the_earlier_one(tmp_path, monkeypatch):
+    model_dir, place = tmp_path / "model", tmp_path / "refused"
+    refuse(model_dir, place, content="old")
+
+    def full(source, target):
+        write(target, {"config.json"}, "half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(outputs.shutil, "move", full)
+    with pytest.raises(OutputError, match=r"refused cannot be written: No space left on device"):
+        refuse(model_dir, place)
+    assert files(place) == KEPT_ASIDE
+    assert (place / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir() if path != place] == ["model"]
+
+
+def test_wherever_a_run_is_killed_a_refused_model_is_whole(tmp_path):
+    for operation in range(100):
+        model_dir, place = tmp_path / str(operation) / "model", tmp_path / str(operation) / "refused"
+        refuse(model_dir, place, content="old")
+        ended = killed_at(operation, lambda model_dir=model_dir, place=place: refuse(model_dir, place))
+        assert not place.exists() or files(place) == KEPT_ASIDE
+        refuse(model_dir, place, content="next")
+        assert files(place) == KEPT_ASIDE
+        assert (place / "config.json").read_text() == "next"
+        assert {path.name for path in place.parent.iterdir()} == {"model", "refused"}
+        if ended == 0:
+            break
+    assert ended == 0
+    assert operation > 8
 
 
 MANIFESTS = [

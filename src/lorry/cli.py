@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from lorry.config import CONTAINER_PATHS, JobOptions, PairOptions, TrainConfig, add_options, from_strings
 from lorry.errors import UserError, nearest
+from lorry.evaluation.gate import read_requirements
 from lorry.hardware import let_waiting_threads_sleep
 from lorry.launch import start
 from lorry.logs import OutputClosedError, configure_logging, give_up_output
@@ -79,9 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     add_options(plan, TrainConfig, planned)
     plan.set_defaults(call=_plan, options=planned)
 
-    scored = {*_names(PairOptions), "max_length", "precision", "eval_batch_size", "seed"}
+    scored = {*_names(PairOptions), "max_length", "precision", "eval_batch_size", "seed", "require"}
     evaluate = command("evaluate", "score any models side by side on judged pairs")
-    evaluate.add_argument("--model", action="append", required=True, help="Hub id, folder or bundled; may be repeated")
+    evaluate.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        help="Hub id, folder or bundled; may be repeated: --require is about the last, and the first is its base model",
+    )
     evaluate.add_argument("--data", required=True, help="judged pairs, as --train of lorry train")
     evaluate.add_argument("--output", required=True, help="JSON file to write")
     add_options(evaluate, TrainConfig, scored)
@@ -134,20 +140,26 @@ def _given(arguments: argparse.Namespace, cls: type) -> dict[str, str]:
     return {name: getattr(arguments, name) for name in _names(cls) if hasattr(arguments, name)}
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def _config(arguments: argparse.Namespace) -> TrainConfig:
     config = from_strings(TrainConfig, _given(arguments, TrainConfig))
+    read_requirements(config.require)  # a mistake there is told before anything is loaded
+    return config
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config = _config(arguments)
     start(config, stop_on_signals(), shlex.join(["lorry", *sys.argv[1:]]))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    config = from_strings(TrainConfig, _given(arguments, TrainConfig))
+    config = _config(arguments)
     from lorry.planning.plan import plan
 
     log.info("%s", plan(config))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    config = from_strings(TrainConfig, _given(arguments, TrainConfig))
+    config = _config(arguments)
     from lorry.evaluation.comparison import compare_models
 
     compare_models(arguments.model, arguments.data, Path(arguments.output), config)
@@ -160,6 +172,7 @@ def _submit(arguments: argparse.Namespace) -> None:
     options = from_strings(JobOptions, _given(arguments, JobOptions))
     own = set(_names(JobOptions))
     hyperparameters = {name: value for name, value in _given(arguments, TrainConfig).items() if name not in own}
+    read_requirements(hyperparameters.get("require", ""))
     name = submit(options, hyperparameters)
     if not options.wait:
         log.info("%s started. `lorry jobs status %s` looks at it.", name, name)

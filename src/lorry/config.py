@@ -22,8 +22,17 @@ CONTAINER_PATHS = ("train", "validation", "test", "model_dir", "output_data_dir"
 
 LONGEST = 60  # characters of a value that are shown
 
-# Constants of the losses, and the part of a loss's name that they belong to.
-LOSS_CONSTANTS = {"temperature": "infonce", "cosent_scale": "cosent", "cosent_weight": "infonce+cosent"}
+LOSSES = (
+    "infonce", "ranknet", "lambda", "listnet", "cosent", "bce", "cosine", "contrastive", "online_contrastive",
+    "margin_mse", "kl",
+)  # fmt: skip
+TEACHER_LOSSES = ("margin_mse", "kl")  # learn from the column of a teacher's scores
+# Options that only some losses use.
+LOSS_OPTIONS = {
+    "temperature": ("infonce",),
+    "scale": ("ranknet", "lambda", "listnet", "cosent", "bce", "kl"),
+    "hard_negatives": ("infonce",),
+}
 
 
 def option(
@@ -35,10 +44,14 @@ def option(
     maximum: float | None = None,
     above: float | None = None,
     switch: bool = False,
+    repeatable: bool = False,
 ) -> Any:
-    """Return a dataclass field that carries its own help text and bounds; a `switch` may stand without a value."""
-    bounds = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above, "switch": switch}
-    return field(default=default, metadata={"help": text, **bounds})
+    """Return a dataclass field that carries its own help text and bounds.
+
+    A `switch` may stand without a value; the values of a `repeatable` one are joined by commas.
+    """
+    bounds = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above}
+    return field(default=default, metadata={"help": text, **bounds, "switch": switch, "repeatable": repeatable})
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,9 @@ class PairOptions:
     query_column: str = option("", "column of the query; empty: recognised by its name")
     text_columns: str = option("", "columns of the product text, comma-separated, joined; empty: recognised by name")
     label_column: str = option("", "column of the label; empty: recognised by its name")
+    teacher_column: str = option(
+        "", "column of scores by another model, from 0 to 1, for margin_mse and kl; empty: teacher_score"
+    )
     label_map: str = option("", "grades of your own labels, e.g. good=1,fair=0.5,bad=0")
     positive_threshold: float | None = option(
         None, "lowest grade that counts as relevant; empty: E and S, 1 of 0/1, the upper third of any other scale"
@@ -96,19 +112,47 @@ class TrainConfig(PairOptions):
     warmup: float = option(0.1, "share of the steps over which the learning rate rises", minimum=0, maximum=1)
     weight_decay: float = option(0.01, "weight decay of AdamW", minimum=0)
     max_grad_norm: float = option(1.0, "maximum gradient norm; larger gradients are scaled down", minimum=1e-6)
-    loss: str = option("infonce+cosent", "training loss", choices=("cosine", "infonce", "cosent", "infonce+cosent"))
+    loss: str = option("infonce+5*ranknet+0.2*cosent", f"training loss: a sum, with weights, of {', '.join(LOSSES)}")
     temperature: float = option(0.05, "softmax temperature of infonce", minimum=1e-4)
-    cosent_scale: float = option(20.0, "factor on the differences of cosines in cosent", above=0)
-    cosent_weight: float = option(1.0, "weight of cosent in infonce+cosent", minimum=0)
-    lora_rank: int = option(8, "rank of the LoRA adapters", minimum=1, maximum=4096)
+    scale: float = option(20.0, f"factor on cosines in {', '.join(LOSS_OPTIONS['scale'])}", above=0)
+    matryoshka_dims: str = option(
+        "", "also train the first numbers of an embedding to be one, e.g. 256,128,64; empty: the whole alone"
+    )
+    hard_negatives: int = option(
+        0,
+        "texts per query that nobody judged for it and the model finds most similar, as negatives of infonce; "
+        "found before every epoch",
+        minimum=0,
+        maximum=1000,
+    )
+    train_side: str = option(
+        "both",
+        "query trains queries alone: embeddings of products stay those of the base model, so no catalogue is "
+        "embedded again",
+        choices=("both", "query"),
+    )
+    lora_rank: int = option(
+        16, "rank of the LoRA adapters; 0: no adapters, all weights are trained", minimum=0, maximum=4096
+    )
     lora_alpha: float = option(
         32.0, "LoRA scale; updates are multiplied by lora_alpha / lora_rank", minimum=1e-6, maximum=1e6
     )
     lora_dropout: float = option(0.0, "dropout before the LoRA adapters", minimum=0, maximum=0.9)
     lora_targets: str = option(
         "",
-        "modules that get adapters, comma-separated name endings (* stands for any part of a name); "
-        "empty: query, key and value of every layer",
+        "modules that get adapters, comma-separated name endings (* stands for any part of a name), or qkv: query, "
+        "key and value of every layer; empty: every linear layer",
+    )
+    interpolation: float | None = option(
+        None,
+        "share of the trained update that the model gets, 0 to 1; empty: what ranks best on validation of 1, 0.75, "
+        "0.5, 0.25 and 0, the base model",
+        minimum=0,
+        maximum=1,
+    )
+    best_epoch: bool = option(True, "take the weights of the epoch that ranked best on validation, not of the last")
+    patience: int = option(
+        0, "epochs without a better one on validation after which training ends; 0: never", minimum=0
     )
     max_length: int = option(0, "maximum tokens per text; 0: the base model's own limit", minimum=0)
     precision: str = option(
@@ -124,16 +168,71 @@ class TrainConfig(PairOptions):
         "on SIGTERM, after the checkpoint: export also leaves the model as trained so far, checkpoint leaves none",
         choices=("export", "checkpoint"),
     )
+    require: str = option(
+        "",
+        "what the tuned model must reach, else it is refused: [validation:|test:]METRIC>=BOUND, where the bound is "
+        "+0.005 (above the base model), 0.72, or bm25+0.01; may be repeated, or comma-separated",
+        repeatable=True,
+    )
 
     def __post_init__(self) -> None:
-        """Refuse a constant of a loss that was not chosen: it would have no effect."""
-        for name, part in LOSS_CONSTANTS.items():
+        """Refuse a loss or dimensions that cannot be read, and options that would have no effect."""
+        terms = loss_terms(self.loss)
+        dims_of(self.matryoshka_dims)
+        for name, losses in LOSS_OPTIONS.items():
             value = getattr(self, name)
-            if part not in self.loss and value != TrainConfig.__dataclass_fields__[name].default:
+            if not terms.keys() & set(losses) and value != TrainConfig.__dataclass_fields__[name].default:
                 raise UserError(
-                    f"{name} is {value}, but the loss {self.loss} has no {part}",
-                    f"Leave out {name}, or choose a loss with {part}.",
+                    f"{name} is {value}, but the loss {self.loss} has no {' or '.join(losses)}",
+                    f"Leave out {name}, or add {losses[0]} to the loss.",
                 )
+        for name in ("lora_targets", "lora_dropout"):
+            if self.lora_rank == 0 and getattr(self, name):
+                raise UserError(
+                    f"{name} is {getattr(self, name)}, but lora_rank 0 trains all weights", f"Leave out {name}."
+                )
+        if self.patience and not self.best_epoch:
+            raise UserError("patience needs best_epoch", "Leave out patience, or best_epoch false.")
+
+
+def loss_terms(loss: str) -> dict[str, float]:
+    """Return the weight of every loss in a sum such as `infonce+5*ranknet+0.2*cosent`.
+
+    Raises:
+        UserError: A part is not a loss or the product of a number and one, or a loss is there twice.
+    """
+    terms: dict[str, float] = {}
+    for part in loss.replace(" ", "").split("+"):
+        factor, _, name = part.rpartition("*")
+        try:
+            weight = float(factor or 1)
+        except ValueError:
+            weight = -1.0
+        if name not in LOSSES or not 0 < weight < math.inf or name in terms:
+            guess = nearest(name, LOSSES)
+            raise UserError(
+                f"loss is {loss!r}, and {part!r} is {'there twice' if name in terms else 'no part of a loss'}",
+                f"Did you mean {guess}?"
+                if guess and guess != name
+                else f"Give a sum of {', '.join(LOSSES)}, e.g. infonce+5*ranknet.",
+            )
+        terms[name] = weight
+    return terms
+
+
+def dims_of(text: str) -> tuple[int, ...]:
+    """Return the dimensions in a list such as `256,128,64`.
+
+    Raises:
+        UserError: It holds something else.
+    """
+    try:
+        dims = tuple(int(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        dims = (0,)
+    if any(dim < 1 for dim in dims) or len(set(dims)) < len(dims):
+        raise UserError(f"matryoshka_dims is {text!r}", "Give different whole numbers, e.g. 256,128,64.")
+    return dims
 
 
 @dataclass(frozen=True)
@@ -191,6 +290,7 @@ def add_options(parser: argparse._ActionsContainer, cls: type, wanted: Collectio
         shown = "none" if default in ("", None) else default
         choices = item.metadata["choices"] or (("true", "false") if isinstance(item.default, bool) else ())
         switch: dict[str, Any] = {"nargs": "?", "const": "true"} if item.metadata["switch"] else {}
+        repeatable: dict[str, Any] = {"action": _Joined} if item.metadata["repeatable"] else {}
         parser.add_argument(
             *flags,
             dest=item.name,
@@ -198,7 +298,18 @@ def add_options(parser: argparse._ActionsContainer, cls: type, wanted: Collectio
             metavar="|".join(choices) or _kind(item).upper(),
             help=f"{item.metadata['help']} (default: {shown})".replace("%", "%%"),
             **switch,
+            **repeatable,
         )
+
+
+class _Joined(argparse.Action):
+    """Joins the values of an option that is given several times by commas."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
 
 
 def from_strings(cls: type[T], values: Mapping[str, str]) -> T:

@@ -6,7 +6,7 @@ SPLITS = ("train", "validation", "test")
 CHANNELS = (*SPLITS, "model")
 """Folders that a job reads: pairs of each split, and a base model of the user's own."""
 
-METRICS = ("ndcg@10", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy")
+METRICS = ("ndcg@10", "ndcg@10_rankable", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy")
 OFFICIAL_NDCG = "ndcg@10_official_scorer"
 """nDCG@10 with the gains of ESCI's published trec_eval mapping, which swaps S and C."""
 

@@ -25,6 +25,9 @@ BUILDING, READY, REPLACED = TEMPORARY = (".lorry-new", ".lorry-ready", ".lorry-o
 MANIFEST = "lorry.json"
 """Lists, under `files`, what Lorry wrote: nothing else in the folder is ever deleted."""
 
+REFUSED = "REFUSED.txt"
+"""Says, in a model that was kept aside, why it was."""
+
 # What versions of Lorry without such a list wrote.
 EARLIER_NAMES = {
     "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -250,6 +253,31 @@ def staging(model_dir: Path) -> Iterator[Path]:
     recover(model_dir)
 
 
+def keep_aside(folder: Path, place: Path, reason: str) -> Path:
+    """Move the model that `staging` holds to `place`, with the reason in REFUSED.txt, and return where it is now.
+
+    It replaces a model that was kept so before; where there is anything else, it gets another name beside it.
+
+    Raises:
+        OutputError: It cannot be moved.
+    """
+    part, replaced = (place.with_name(f".{place.name}.{ending}") for ending in ("part", "old"))
+    with writing(place):
+        for leftover in filter(os.path.lexists, (part, replaced)):  # of a killed run
+            shutil.rmtree(leftover)
+        (folder / REFUSED).write_text(f"{reason}\n", "utf-8")
+        _complete(folder)
+        try:
+            shutil.move(folder, part)  # to another disk it is a copy, and takes time
+            if _was_kept_aside(place):
+                place.rename(replaced)
+            kept = part.rename(_free(place))
+            shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return kept
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and machines; an earlier file is replaced completely or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -284,6 +312,14 @@ def _complete(folder: Path) -> None:
     write_json(folder / MANIFEST, manifest | {"files": files})
     for path in [folder, *folder.rglob("*")]:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _was_kept_aside(folder: Path) -> bool:
+    """Return whether a folder holds a model that `keep_aside` put there, and nothing of anybody else's."""
+    manifest = None if folder.is_symlink() else _manifest(folder)
+    listed = set(manifest.get("files", [])) if manifest else set()
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    return REFUSED in listed and found <= listed
 
 
 def _install(folder: Path) -> None:

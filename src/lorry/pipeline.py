@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from lorry.config import TrainConfig
+from lorry.evaluation.gate import RequirementError, check_splits, read_requirements, unmet
 from lorry.evaluation.scoring import SplitScores, score
 from lorry.model.encoder import Encoder
-from lorry.model.merge import MergeProof, merge
+from lorry.model.merge import MergeProof, export
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.model.saving import save_adapter
@@ -29,6 +30,7 @@ from lorry.outputs import (
     check_results,
     check_space,
     claimed,
+    keep_aside,
     recover,
     staging,
     write_json,
@@ -45,12 +47,14 @@ from lorry.signals import Stop, StopRequestedError
 from lorry.training.checkpoint import KEPT, CheckpointStore
 from lorry.training.loop import Progress, fit
 from lorry.training.progress import TrainingLog
+from lorry.training.selection import choose_share
 from lorry.training.setup import TrainingSetup, prepare
 from lorry.training.update import Trainer
 
 log = logging.getLogger("lorry")
 
 PROBES = 16  # texts that the merge is proved on: each is embedded four times, and a stop must not take long
+REFUSED_MODEL = "refused_model"  # in output_data_dir: a model that does not meet what `require` says
 OTHER_FILES = 20_000_000  # bytes of tokenizer, report and the like, at most
 
 
@@ -82,7 +86,9 @@ def _run(config: TrainConfig, stop: threading.Event | None, command: str) -> Non
     """Do the work of `run`, in folders that are this run's alone."""
     try:
         with stop.immediately() if isinstance(stop, Stop) else nullcontext():
+            requirements = read_requirements(config.require)  # a mistake there is told before any work
             setup = prepare(config)
+            check_splits(requirements, setup.splits)
             check_space(_space_needed(setup))
             # Taken at the start, since a stop must not take long later.
             fingerprints = {name: pairs.fingerprint() for name, pairs in setup.splits.items()}
@@ -119,12 +125,15 @@ def _train(
         found = _score(setup, encoder, "validation", stop)
         return found.loss, found.metrics
 
-    trainer = Trainer(encoder, setup.texts["train"], config, setup.accelerator)
+    trainer = Trainer(
+        encoder, setup.texts["train"], config, setup.accelerator, documents_TD=setup.documents.get("train")
+    )
     return fit(trainer, setup.splits["train"], setup.sampler, training_log, validate=validate, store=store, stop=stop)
 
 
 def _score(setup: TrainingSetup, encoder: Encoder, split: str, stop: threading.Event | None) -> SplitScores:
-    return score(encoder, setup.texts[split], setup.splits[split], setup.config, stop)
+    documents_TD = setup.documents.get(split)
+    return score(encoder, setup.texts[split], setup.splits[split], setup.config, stop, documents_TD)
 
 
 def _score_model(setup: TrainingSetup, model: PretrainedModel, stop: threading.Event | None) -> dict[str, SplitScores]:
@@ -137,7 +146,7 @@ def _space_needed(setup: TrainingSetup) -> dict[Path, int]:
     """Return about how many bytes the run will write to each folder."""
     config, model = setup.config, setup.encoder.model
     weights = 4 * sum(weight.numel() for weight in model.parameters())  # fp32
-    adapters = 4 * sum(weight.numel() for weight in setup.encoder.adapters().values())
+    adapters = 4 * sum(weight.numel() for weight in setup.encoder.trainable().values())
     needs = {Path(config.model_dir): weights + adapters + OTHER_FILES, Path(config.output_data_dir): OTHER_FILES}
     if config.checkpoint_dir:  # adapters and their two moments; a new one is written before an old one goes
         needs[Path(config.checkpoint_dir)] = 3 * adapters * (KEPT + 1) + OTHER_FILES
@@ -152,31 +161,39 @@ def _finish(
     stop: threading.Event | None,
     command: str,
 ) -> None:
-    """Merge, prove, evaluate the base model and the merged one, and put model and results in place.
+    """Choose the share of the update, merge, prove, evaluate, and put model and results in place.
 
     Raises:
         OutputError: Something could not be written; everything else was.
+        RequirementError: The model is not as good as `require` says: it is kept with the results instead.
     """
     config, output = setup.config, Path(setup.config.output_data_dir)
     before = _score_model(setup, setup.base, stop)
     training_log.begin_with(loss=before["validation"].loss, metrics=before["validation"].metrics)
+    share = _interpolate(setup, before["validation"], stop)
     failures: list[OutputError] = []
+    refused: RequirementError | None = None
     try:
         with staging(Path(config.model_dir)) as folder:
-            proof = merge(folder, setup.encoder, _probe(setup))
+            proof = export(folder, setup.encoder, _probe(setup), side=config.train_side, changed=share > 0)
             log.info(
                 "merged: cosine to base + adapter %.6f, to the base %.4f",
                 proof.merged_to_adapter,
                 proof.merged_to_base,
             )
             after = _score_model(setup, find_pretrained(str(folder), config.max_length), stop)
-            facts = gather_facts(setup, progress, training_log, before, after, command)
-            write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints))
+            facts = gather_facts(setup, progress, training_log, before, after, command, interpolation=share)
+            write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints, share))
             write_model_card(folder, facts)
+            if missed := unmet(read_requirements(config.require), facts.metrics["splits"], facts.undefined):
+                refused = RequirementError(missed, keep_aside(folder, output / REFUSED_MODEL, "\n".join(missed)))
+                raise refused
+    except RequirementError:
+        pass  # the results are written all the same
     except OutputError as error:
         failures.append(_rescue_adapter(setup, error))
         after = {name: _score(setup, setup.encoder, name, stop) for name in before}
-        facts = gather_facts(setup, progress, training_log, before, after, command)
+        facts = gather_facts(setup, progress, training_log, before, after, command, interpolation=share)
     for write in (
         lambda: write_json(output / "metrics.json", facts.metrics),
         lambda: training_log.write(output / "training.jsonl"),
@@ -188,8 +205,28 @@ def _finish(
             failures.append(error)
     _log_result(facts)
     _raise(failures)
+    if refused:
+        raise refused
     log.info("model: %s", config.model_dir)
     log.info("report: %s", output / "report.html")
+    log.info("%s", verdict_of(facts).line)
+
+
+def _interpolate(setup: TrainingSetup, base: SplitScores, stop: threading.Event | None) -> float:
+    """Set the encoder's weights to the share of the update that ranks best on validation, or is given; return it."""
+    encoder = setup.encoder
+    tuned = {name: weight.detach().clone() for name, weight in encoder.trainable().items()}
+
+    def measure(share: float) -> dict[str, float]:
+        encoder.interpolate(tuned, share)
+        return _score(setup, encoder, "validation", stop).metrics
+
+    share = setup.config.interpolation
+    if share is None:
+        share = choose_share(base.metrics, measure)
+        log.info("the model gets %.0f%% of the trained update: chosen on validation", 100 * share)
+    encoder.interpolate(tuned, share)
+    return share
 
 
 def _rescue_adapter(setup: TrainingSetup, error: OutputError) -> OutputError:
@@ -213,7 +250,9 @@ def _leave_unfinished(
     """
     config = setup.config
     failures = [] if progress.unsaved is None else [progress.unsaved]
-    if config.on_stop == "export":
+    if config.on_stop == "export" and config.require:
+        log.info("no model is left: whether it meets what require says is known at the end of a run")
+    elif config.on_stop == "export":
         try:
             _export_unfinished(setup, progress, fingerprints)
         except OutputError as error:
@@ -231,7 +270,7 @@ def _leave_unfinished(
 
 def _export_unfinished(setup: TrainingSetup, progress: Progress, fingerprints: dict[str, str]) -> None:
     with staging(Path(setup.config.model_dir)) as folder:
-        proof = merge(folder, setup.encoder, _probe(setup))
+        proof = export(folder, setup.encoder, _probe(setup), side=setup.config.train_side)
         write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints))
         write_unfinished_card(folder, setup.base.name, progress.step)
     log.info("the model as trained so far: %s", setup.config.model_dir)
@@ -249,7 +288,7 @@ def _probe(setup: TrainingSetup) -> TokenSequences:
 
 
 def _provenance(
-    setup: TrainingSetup, progress: Progress, proof: MergeProof, fingerprints: dict[str, str]
+    setup: TrainingSetup, progress: Progress, proof: MergeProof, fingerprints: dict[str, str], share: float = 1.0
 ) -> dict[str, Any]:
     return provenance(
         setup.config,
@@ -257,6 +296,7 @@ def _provenance(
         base_model={"name": setup.base.name, "fingerprint": fingerprints["base"]},
         precision=setup.encoder.precision,
         proof=asdict(proof),
+        interpolation=share,
         steps=progress.step,
         finished=not progress.stopped,
         stopped_at=progress.step if progress.stopped else None,
@@ -269,4 +309,3 @@ def _log_result(facts: ReportFacts) -> None:
             log.info(" ".join(f"{split}:{scorer}:{name}={value:.4f};" for name, value in block[scorer].items()))
     for split in facts.metrics["splits"]:
         log.info("\n%s\n", summary_table(facts.metrics, split))
-    log.info(verdict_of(facts).headline)

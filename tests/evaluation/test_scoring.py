@@ -79,7 +79,7 @@ def test_dropout_is_off_when_a_model_is_scored(tiny_model, pairs):
         encoder.add_lora(rank=4, alpha=8.0, dropout=dropout, targets="", seed=0)
         random = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for weight in encoder.adapters().values():
+            for weight in encoder.trainable().values():
                 weight.copy_(torch.randn(weight.shape, generator=random) * 0.3)
         found.append(embed_all(encoder, tokenize(pairs, base), 64))
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)

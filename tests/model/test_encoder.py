@@ -108,7 +108,7 @@ def adapted_pair(folder, lora=LORA, targets=None, precision="fp32"):
     encoder.add_lora(**lora)
     targets = encoder.model.peft_config["default"].target_modules if targets is None else targets
     model = plain(folder, targets, lora)
-    mine = encoder.adapters()
+    mine = encoder.trainable()
     theirs = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert sorted(mine) == sorted(theirs)
     fill(mine)
@@ -223,7 +223,7 @@ def test_adding_lora_changes_no_embedding(tiny_model, kind):
 def test_only_the_adapters_are_trained_and_they_are_fp32(tiny_model, kind):
     encoder = encoder_of(tiny_model(kind), "bf16")
     encoder.add_lora(**LORA)
-    adapters = encoder.adapters()
+    adapters = encoder.trainable()
     assert adapters
     assert all("lora_" in name for name in adapters)
     assert {weight.dtype for weight in adapters.values()} == {torch.float32}
@@ -236,7 +236,7 @@ def test_the_seed_decides_how_adapters_begin(tiny_model):
     for seed in (0, 0, 1):
         encoder = encoder_of(tiny_model("bert"))
         encoder.add_lora(**LORA | {"seed": seed})
-        begun.append(torch.cat([weight.flatten() for weight in encoder.adapters().values()]))
+        begun.append(torch.cat([weight.flatten() for weight in encoder.trainable().values()]))
     assert torch.equal(begun[0], begun[1])
     assert not torch.equal(begun[0], begun[2])
 
@@ -266,7 +266,7 @@ def test_updates_smaller_than_a_step_of_bf16_are_learnt(tiny_model, lr):
     for precision in ("fp32", "bf16"):
         encoder = encoder_of(tiny_model("bert"), precision)
         encoder.add_lora(**LORA)
-        weights = encoder.adapters()
+        weights = encoder.trainable()
         optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=0)
         texts = packed_of(some_texts(encoder))
         for _ in range(30):
@@ -291,7 +291,7 @@ def test_models_that_cannot_be_packed_say_so_once(tiny_model, kind, shop_pairs, 
 def test_threads_that_encode_at_the_same_time_do_not_mix(tiny_model):
     encoder = encoder_of(tiny_model("bert"))
     encoder.add_lora(**LORA)
-    fill(encoder.adapters())
+    fill(encoder.trainable())
     texts = some_texts(encoder)
     halves = [packed_of(texts[: len(texts) // 2]), packed_of(texts[len(texts) // 2 :])]
 
@@ -311,7 +311,7 @@ def test_a_pass_that_fails_leaves_nothing_for_the_next(tiny_model, monkeypatch):
     """As when memory runs out between query and key: what was computed is dropped, and its memory with it."""
     encoder = encoder_of(tiny_model("bert"))
     encoder.add_lora(**LORA)
-    fill(encoder.adapters())
+    fill(encoder.trainable())
     texts = packed_of(some_texts(encoder))
     expected = encoder.embed(texts).detach()
     key = encoder.model.get_submodule("base_model.model.encoder.layer.1.attention.self.key")
@@ -326,7 +326,7 @@ def test_a_pass_that_fails_leaves_nothing_for_the_next(tiny_model, monkeypatch):
 def test_dropout_differs_between_steps_and_repeats_with_the_seed(tiny_model, kind):
     encoder = encoder_of(tiny_model(kind))
     encoder.add_lora(**LORA | {"dropout": 0.3})
-    fill(encoder.adapters())
+    fill(encoder.trainable())
     packed = packed_of(some_texts(encoder))
     torch.manual_seed(7)
     first, second = encoder.embed(packed, dropout=True), encoder.embed(packed, dropout=True)
@@ -334,7 +334,7 @@ def test_dropout_differs_between_steps_and_repeats_with_the_seed(tiny_model, kin
     again = encoder.embed(packed, dropout=True)
     assert torch.equal(first, again)
     assert (first - second).abs().max() > 1e-3
-    assert all(torch.isfinite(part).all() for part in gradients(first, encoder.adapters()).values())
+    assert all(torch.isfinite(part).all() for part in gradients(first, encoder.trainable()).values())
 
 
 def test_base_dropout_stays_off(tiny_model):

@@ -126,15 +126,15 @@ def test_every_ending_that_an_error_offers_works_when_given_back(tiny_model, kin
         encoder = Encoder(base, "fp32", CPU)
         encoder.add_lora(**LORA, targets=ending)
         (encoder.embed(texts) * torch.linspace(-1, 1, encoder.width)).sum().backward()
-        learning = [name for name, weight in encoder.adapters().items() if "lora_B" in name and weight.grad.any()]
-        assert len(learning) == len(encoder.adapters()) // 2 >= 1, ending
+        learning = [name for name, weight in encoder.trainable().items() if "lora_B" in name and weight.grad.any()]
+        assert len(learning) == len(encoder.trainable()) // 2 >= 1, ending
 
 
 def test_an_ending_that_the_pooler_shares_does_not_reach_it(tiny_model):
     encoder = Encoder(find_pretrained(str(tiny_model("bert"))), "fp32", CPU)
     encoder.add_lora(**LORA, targets="dense")
-    assert len(encoder.adapters()) == 2 * 6
-    assert not any("pooler" in name for name in encoder.adapters())
+    assert len(encoder.trainable()) == 2 * 6
+    assert not any("pooler" in name for name in encoder.trainable())
 
 
 @pytest.mark.parametrize("asked", ["q_proj", "query,q_proj", "ery", "layer"])

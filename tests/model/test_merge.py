@@ -197,7 +197,7 @@ def adapted(tiny_model):
         encoder.add_lora(rank=4, alpha=8.0, dropout=0.0, targets="", seed=0)
         random = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for weight in encoder.adapters().values():
+            for weight in encoder.trainable().values():
                 weight.copy_(torch.randn(weight.shape, generator=random) * scale)
         ids = tokenized(tiny_model(name), TEXTS)
         return encoder, TokenSequences(np.concatenate(ids), np.array([len(text) for text in ids]))
@@ -221,7 +221,7 @@ def test_a_model_trained_in_bf16_is_merged_in_fp32(adapted, tmp_path):
     proof = merge(tmp_path, encoder, probe)
     assert proof.merged_to_adapter > 0.999999
     assert {weight.dtype for weight in load_file(tmp_path / "model.safetensors").values()} == {torch.float32}
-    assert {weight.dtype for weight in encoder.adapters().values()} == {torch.float32}
+    assert {weight.dtype for weight in encoder.trainable().values()} == {torch.float32}
 
 
 def test_merged_weights_that_differ_are_refused(adapted, tmp_path, monkeypatch):

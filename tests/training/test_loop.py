@@ -62,10 +62,10 @@ class Ground:
 
     def backward(self, encoder, batch, config, step=0):
         """Return (loss, gradients) of one batch."""
-        for weight in encoder.adapters().values():
+        for weight in encoder.trainable().values():
             weight.grad = None
         loss = self.trainer(encoder, config).backward(batch, step)
-        return float(loss), {name: weight.grad.clone() for name, weight in encoder.adapters().items()}
+        return float(loss), {name: weight.grad.clone() for name, weight in encoder.trainable().items()}
 
     def fit(self, encoder, config):
         sampler = BatchSampler(self.pairs.query, config.batch_size, config.epochs, config.seed)
@@ -83,7 +83,7 @@ def ground(tmp_path_factory, tiny_model, shop_pairs):
 def moved(encoder):
     """Move B away from zero, so that the gradients of A are not all zero."""
     torch.manual_seed(5)
-    for name, weight in encoder.adapters().items():
+    for name, weight in encoder.trainable().items():
         if "lora_B" in name:
             weight.data.normal_(0, 0.05)
     return encoder
@@ -94,7 +94,7 @@ def flat(tensors):
 
 
 def detached(encoder):
-    return {name: weight.detach().clone() for name, weight in encoder.adapters().items()}
+    return {name: weight.detach().clone() for name, weight in encoder.trainable().items()}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -120,7 +120,7 @@ def test_gradients_are_the_slope_of_the_loss(ground, loss, dropout, max_tokens):
     start = detached(encoder)
     length, around = 2e-3 / flat(gradient).norm().item(), []
     for side in (-1, 1):
-        for name, weight in encoder.adapters().items():
+        for name, weight in encoder.trainable().items():
             weight.data = start[name] + side * length * gradient[name]
         around.append(ground.backward(encoder, batch, config, step=3)[0])
     slope = (around[1] - around[0]) / (2 * length)
@@ -144,7 +144,7 @@ def test_the_loss_curve_is_that_of_a_padded_loop(ground):
     targets = encoder.model.peft_config["default"].target_modules
     model = plain(ground.base.folder, targets, {"rank": config.lora_rank, "alpha": config.lora_alpha})
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    for name, weight in encoder.adapters().items():
+    for name, weight in encoder.trainable().items():
         weights[name].data.copy_(weight)
     _, lines = ground.fit(encoder, config)
 
@@ -184,7 +184,7 @@ def test_where_memory_runs_out_the_update_is_the_same_in_smaller_parts(ground, w
     config = TrainConfig()
     encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
     whole_loss, whole = ground.backward(encoder, batch, config)
-    for weight in encoder.adapters().values():
+    for weight in encoder.trainable().values():
         weight.grad = None
     tokens = int(ground.texts.lengths_of(batch.rows).sum())
     tried = with_room_for(encoder, tokens // 3)
@@ -276,7 +276,7 @@ def test_every_step_starts_from_no_gradient(ground, watch):
     ground.fit(ground.encoder(config), config)
     encoder, sampler = ground.encoder(config), BatchSampler(ground.pairs.query, 40, 1, config.seed)
     for step in (0, 3, 5):
-        for weight, value in zip(encoder.adapters().values(), watch.weights[step], strict=True):
+        for weight, value in zip(encoder.trainable().values(), watch.weights[step], strict=True):
             weight.data = value.clone()
         _, alone = ground.backward(encoder, ground.batch(sampler.batch(step)), config, step)
         assert all(torch.equal(*both) for both in zip(alone.values(), watch.grads[step], strict=True))
@@ -316,12 +316,12 @@ def test_every_precision_lowers_the_loss_and_changes_adapters_alone(ground, watc
     config = TrainConfig(batch_size=40, epochs=8, lr=0.01, log_every=6, precision=precision, loss=loss)
     encoder = ground.encoder(config)
     named = dict(encoder.model.named_parameters())
-    frozen = {name: weight.detach().clone() for name, weight in named.items() if name not in encoder.adapters()}
+    frozen = {name: weight.detach().clone() for name, weight in named.items() if name not in encoder.trainable()}
     adapters = detached(encoder)
     progress, lines = ground.fit(encoder, config)
     assert len(lines) == 8
     assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
-    assert {weight.dtype for weight in encoder.adapters().values()} == {torch.float32}
+    assert {weight.dtype for weight in encoder.trainable().values()} == {torch.float32}
     assert {grad.dtype for grads in watch.grads for grad in grads} == {torch.float32}
     assert frozen
     assert all(torch.equal(named[name], weight) for name, weight in frozen.items())

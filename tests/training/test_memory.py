@@ -32,7 +32,7 @@ def test_what_a_pass_keeps_grows_with_its_tokens(model):
     assert large / small == pytest.approx(tokens[1] / tokens[0], rel=0.15)
     # A layer of this model keeps, of 32 numbers each, at least its input, query, key, value and two normalised sums.
     assert small > tokens[0] * 2 * 6 * 32 * 4
-    assert all(weight.grad is None for weight in encoder.adapters().values())
+    assert all(weight.grad is None for weight in encoder.trainable().values())
 
 
 def test_half_precision_keeps_about_half(model, tiny_model):

@@ -39,6 +39,7 @@ class Channel:
         query: The cleaned queries.
         text: The cleaned product texts.
         label: The labels as they were written.
+        teacher: Scores of another model as they were written, if there is such a column.
         splits: For each split, whether a row [N] belongs to it and passes the filters; "all" where there are no splits.
         split: What a column `split` says, if there is one.
         unsorted: [N] whether that column should say which split a row belongs to, but says something else.
@@ -54,6 +55,7 @@ class Channel:
     query: Column
     text: Column
     label: Column
+    teacher: Column | None
     splits: dict[str, NDArray[np.bool_]]
     split: Column | None
     unsorted: NDArray[np.bool_]
@@ -131,6 +133,7 @@ def read_tables(location: str, options: PairOptions, names: Collection[str], pur
             query=_resolve("query", judgements, queries, ["query_id"]),
             text=_resolve("text", judgements, products, ["product_id", "locale"]),
             label=encode(judgements["label"]),
+            teacher=encode(judgements["teacher"]) if "teacher" in judgements.columns else None,
             splits={name: mask for name, mask in splits.items() if name and mask.any()},
             split=split,
             unsorted=splits.get("", np.zeros(len(judgements), bool)),

@@ -15,6 +15,7 @@ NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "query": (("query",), ("search_term", "search_query", "query_text")),
     "text": (("product_title", "product_name"), ("title", "name"), ("product_text", "text")),
     "label": (("esci_label",), ("relevance_label",), ("relevance", "label", "grade")),
+    "teacher": (("teacher_score",),),
     "query_id": (("query_id",),),
     "product_id": (("product_id",), ("product_uid", "item_id", "asin")),
     "locale": (("product_locale",), ("locale",)),
@@ -22,7 +23,12 @@ NAMES: dict[str, tuple[tuple[str, ...], ...]] = {
     "split": (("split",),),
 }
 ID_KINDS = ("query_id", "product_id", "locale")
-OPTIONS = {"query": "query_column", "text": "text_columns", "label": "label_column"}
+OPTIONS = {
+    "query": "query_column",
+    "text": "text_columns",
+    "label": "label_column",
+    "teacher": "teacher_column",
+}
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,13 @@ def has_decimal_commas(labels: pa.Array) -> bool:
     return len(with_comma) > 0 and bool(pc.all(pc.match_substring_regex(with_comma, DECIMAL_COMMA)).as_py())
 
 
+def numbers_of(strings: pa.Array) -> NDArray[np.float64]:
+    """Return strings [N] as numbers, written as labels may be; words are NaN."""
+    normal = _normal(strings)
+    is_word = pc.match_substring_regex(normal, NUMBER).to_numpy(zero_copy_only=False) == 0
+    return np.where(is_word, np.nan, _numbers(normal))
+
+
 def label_map_of(labels: pa.Array, counts: NDArray[np.int64]) -> str:
     """Return a `label_map` by which every label that is a number means that number; "" where it would be too long."""
     normal = _normal(labels)

@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from lorry.data.health import GOOD, Health, find_faults, health_of, refuse_if_ba
 from lorry.data.labels import Scale, find_outlier, find_scale, has_decimal_commas, label_map_of
 from lorry.data.overlap import compare_with_training
 from lorry.data.strings import fold
+from lorry.data.teacher import teacher_scores
 from lorry.data.wording import listed, quoted
 from lorry.errors import UserError
 from lorry.names import SPLITS
@@ -51,6 +53,7 @@ class Pairs:
         label: [N] index into `label_names`.
         label_names: What the labels are called, the best first; with many grades, the nearest of nine steps.
         health: What was found while reading.
+        teacher: [N] score that another model gave each pair, nan where it gave none; None without such a column.
     """
 
     queries: pa.LargeStringArray
@@ -62,9 +65,15 @@ class Pairs:
     label: NDArray[np.int8]
     label_names: tuple[str, ...]
     health: Health
+    teacher: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.query)
+
+    @cached_property
+    def highest_gain(self) -> float:
+        """The gain of the best pairs; 1 where all gains are 0."""
+        return float(self.gain.max(initial=0)) or 1.0
 
     def select(self, rows: NDArray[np.integer | np.bool_]) -> Pairs:
         """Return the given rows (indices or a mask) with only the strings that they use, in unchanged order."""
@@ -79,6 +88,7 @@ class Pairs:
             gain=self.gain[rows],
             relevant=self.relevant[rows],
             label=self.label[rows],
+            teacher=None if self.teacher is None else self.teacher[rows],
         )
 
     def fingerprint(self) -> str:
@@ -92,6 +102,8 @@ class Pairs:
         for array in (self.query, self.text, self.gain, self.relevant, self.label):
             digest.update(np.ascontiguousarray(array).data)
         digest.update("\n".join(self.label_names).encode())
+        if self.teacher is not None:
+            digest.update(np.ascontiguousarray(self.teacher).data)
         return digest.hexdigest()
 
 
@@ -246,6 +258,7 @@ def _read(
         label=scale.nearest_level(grades),
         label_names=scale.names,
         health=Health(0, 0, {}, {}, [], form),
+        teacher=teacher_scores(channel),
     )
     found: dict[str, Pairs] = {}
     for name, mask in channel.splits.items():

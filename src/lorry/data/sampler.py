@@ -41,6 +41,10 @@ class BatchSampler:
         first, last = (at * len(self.query) // self.steps_per_epoch for at in (place, place + 1))
         return self._order[first:last]
 
+    def epoch(self, step: int) -> float:
+        """Return the epochs that are done after `step` steps."""
+        return step / self.steps_per_epoch
+
     def _shuffled(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, epoch))
         rank = rng.permutation(int(self.query.max()) + 1)

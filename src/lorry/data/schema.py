@@ -239,7 +239,7 @@ def _check_choices(location: str, read: Sequence[tuple[_Table, list[str]]]) -> N
     notes: list[str] = []
     for table, kinds in read:
         for kind, choice in ((kind, table.found.get(kind)) for kind in kinds):
-            what = "product text" if kind == "text" else kind.replace("_", " ")
+            what = {"text": "product text", "teacher": "teacher's score"}.get(kind, kind.replace("_", " "))
             if choice and choice.equal:
                 repeated = len(set(choice.equal)) < len(choice.equal)
                 hint = (

@@ -10,6 +10,7 @@ from lorry.config import TrainConfig
 from lorry.data.pairs import read_channel
 from lorry.errors import UserError
 from lorry.evaluation import metrics, scoring
+from lorry.evaluation.gate import Requirement, check_splits, read_requirements, unmet
 from lorry.hardware import make_accelerator
 from lorry.model.encoder import Encoder
 from lorry.model.pretrained import find_pretrained
@@ -27,29 +28,56 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
         models: Hub ids, folders or `bundled`.
         data: Judged pairs: a folder, a file, or hf://datasets/OWNER/NAME.
         output: The file to write.
-        config: How to read the pairs, maximum length, precision and batch size.
+        config: How to read the pairs, maximum length, precision and batch size; and what the last model must reach,
+            where the first one is the base model.
 
     Raises:
-        UserError: A model or the pairs cannot be read, or the file cannot be written.
+        UserError: A model or the pairs cannot be read, or the file cannot be written; or the last model does not meet
+            the requirements: then the file is written all the same.
     """
+    requirements = _requirements(config.require, models)
     _check_output(output)
     accelerator, precision = make_accelerator(config.precision)
     bases = {name: find_pretrained(name, config.max_length) for name in models}
-    splits = {}
-    for split, pairs in read_channel(data, config).items():
+    channel = read_channel(data, config)
+    check_splits(requirements, channel)
+    splits: dict[str, dict[str, Any]] = {}
+    undefined: dict[str, list[str]] = {}
+    for split, pairs in channel.items():
         scores: dict[str, dict[str, float]] = {}
         for name, base in bases.items():
             encoder = Encoder(base, precision, accelerator.device)
             scores[name] = scoring.score(encoder, tokenize(pairs, base), pairs, config).metrics
             log.info("%s: %s", name, " ".join(f"{key}={value:.4f};" for key, value in scores[name].items()))
-        undefined = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
-        if undefined:
-            log.warning("%s: not defined by these labels: %s", split, ", ".join(undefined))
+        undefined[split] = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
+        if undefined[split]:
+            log.warning("%s: not defined by these labels: %s", split, ", ".join(undefined[split]))
         block = {"pairs": len(pairs), "queries": len(pairs.queries), **scoring.baselines(pairs, config.seed)}
         splits[split] = {**block, "models": scores}
         log.info("\n%s\n", _table(split, splits[split]))
     write_json(output, {"splits": splits})
     log.info("metrics: %s", output)
+    first, last = models[0], models[-1]
+    blocks = {
+        split: {**block, "base": block["models"][first], "tuned": block["models"][last]}
+        for split, block in splits.items()
+    }
+    if missed := unmet(requirements, blocks, undefined):
+        raise UserError(f"{last} does not meet --require: {'; '.join(missed)}", f"The metrics are in {output}.")
+    if requirements:
+        log.info("%s meets --require: %s", last, config.require)
+
+
+def _requirements(text: str, models: list[str]) -> list[Requirement]:
+    """Read the requirements; refuse one that compares with the base model where there is only one model."""
+    requirements = read_requirements(text)
+    for requirement in requirements:
+        if requirement.reference == "base" and len(models) == 1:
+            raise UserError(
+                f"require has {requirement.text!r}, which compares with the base model, and only one model is given",
+                f"Give the base model first: --model BASE --model {models[0]}.",
+            )
+    return requirements
 
 
 def _check_output(path: Path) -> None:
@@ -64,7 +92,9 @@ def _check_output(path: Path) -> None:
 def _table(split: str, block: dict[str, Any]) -> str:
     rows = {"random": block["random"], "BM25": block["bm25"], **block["models"]}
     width = max(map(len, rows))
+    columns = {name: max(8, len(name)) + 2 for name in METRICS}
     head = f"{split}: {block['pairs']:,} pairs, {block['queries']:,} queries\n" + " " * width
-    lines = [head + "".join(f"{name:>19}" for name in METRICS)]
-    lines += [f"{name:<{width}}" + "".join(f"{row[key]:19.4f}" for key in METRICS) for name, row in rows.items()]
+    lines = [head + "".join(f"{name:>{column}}" for name, column in columns.items())]
+    for name, row in rows.items():
+        lines.append(f"{name:<{width}}" + "".join(f"{row[key]:{column}.4f}" for key, column in columns.items()))
     return "\n".join(lines)

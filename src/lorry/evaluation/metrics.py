@@ -14,8 +14,6 @@ import numpy as np
 from lorry.names import METRICS, OFFICIAL_NDCG
 
 CUTOFF = 10
-# Indices drawn at once by the bootstrap: bounds its memory whatever the number of queries.
-_BOOTSTRAP_CELLS = 2_000_000
 
 
 def evaluate(
@@ -31,6 +29,7 @@ def evaluate(
     - `ndcg@10`: mean over the queries that have a gain above 0, gains linear as in the ESCI paper. Queries whose gains
       are all equal are kept, as scikit-learn and trec_eval keep them: they score 1 whatever the order and lift every
       scorer, random order included, by the same amount. Compare it with the random score.
+    - `ndcg@10_rankable`: the same over the queries that can be ranked: their gains are not all equal.
     - `mrr@10`: mean over the queries that have a relevant product of 1 / rank of the first one, 0 beyond rank 10.
     - `roc_auc`, `average_precision`: relevant against the rest, over all pairs of all queries (scikit-learn).
     - `spearman`: rank correlation of score and gain over all pairs (SciPy).
@@ -52,10 +51,11 @@ def evaluate(
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    judged = _PerQuery.of(query, gain, relevant, score)
+    judged = PerQuery.of(query, gain, relevant, score)
     one_class = relevant.all() or not relevant.any()
     result = {
         "ndcg@10": _mean(judged.ndcg, judged.has_gain),
+        "ndcg@10_rankable": _mean(judged.ndcg, judged.rankable),
         "mrr@10": _mean(judged.reciprocal_rank, judged.has_relevant),
         "roc_auc": 0.5 if one_class else float(roc_auc_score(relevant, score)),
         "average_precision": float(average_precision_score(relevant, score)) if relevant.any() else 0.0,
@@ -63,7 +63,7 @@ def evaluate(
         "pair_accuracy": float(judged.right.sum() / judged.unequal.sum()) if judged.unequal.any() else 0.5,
     }
     if official_gain is not None:
-        official = _PerQuery.of(query, official_gain, relevant, score)
+        official = PerQuery.of(query, official_gain, relevant, score)
         result[OFFICIAL_NDCG] = _mean(official.ndcg, official.has_gain)
     return result
 
@@ -84,6 +84,7 @@ def undefined(query: np.ndarray, gain: np.ndarray, relevant: np.ndarray) -> list
     both = bool(relevant.any() and not relevant.all())
     separates = {
         "ndcg@10": ordered,
+        "ndcg@10_rankable": ordered,
         "mrr@10": mixed,
         "roc_auc": both,
         "average_precision": both,
@@ -93,68 +94,21 @@ def undefined(query: np.ndarray, gain: np.ndarray, relevant: np.ndarray) -> list
     return [name for name in METRICS if not separates[name]]
 
 
-def compare(
-    query: np.ndarray,
-    gain: np.ndarray,
-    relevant: np.ndarray,
-    base_score: np.ndarray,
-    tuned_score: np.ndarray,
-    *,
-    seed: int,
-    resamples: int = 1000,
-) -> dict[str, tuple[float, float]]:
-    """Return the 95 % interval of `tuned - base` for `ndcg@10`, `mrr@10` and `pair_accuracy`.
-
-    A paired percentile bootstrap over queries (Efron & Tibshirani 1993, ch. 13): queries are drawn with replacement,
-    both scorers are read on the same draw. A metric that fewer than two queries define is left out.
-
-    Args:
-        query: As in `evaluate`, like `gain` and `relevant`.
-        gain: See `query`.
-        relevant: See `query`.
-        base_score: Scores of the one scorer, [N].
-        tuned_score: Scores of the other, [N].
-        seed: Seed of the draws.
-        resamples: Number of draws.
-    """
-    from scipy.stats import bootstrap
-
-    base = _PerQuery.of(query, gain, relevant, base_score)
-    tuned = _PerQuery.of(query, gain, relevant, tuned_score)
-    # Each metric is a sum over queries divided by a count over queries.
-    parts = {
-        "ndcg@10": (tuned.ndcg - base.ndcg, base.has_gain.astype(float)),
-        "mrr@10": (tuned.reciprocal_rank - base.reciprocal_rank, base.has_relevant.astype(float)),
-        "pair_accuracy": (tuned.right - base.right, base.unequal),
-    }
-    intervals = {}
-    for name, (difference, count) in parts.items():
-        counted = count > 0
-        if counted.sum() < 2:
-            continue
-        drawn = bootstrap(
-            (difference[counted], count[counted]),
-            _ratio,
-            paired=True,
-            vectorized=True,
-            n_resamples=resamples,
-            batch=max(1, _BOOTSTRAP_CELLS // int(counted.sum())),
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        )
-        intervals[name] = (float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
-    return intervals
-
-
 def query_ndcg(query: np.ndarray, gain: np.ndarray, score: np.ndarray) -> dict[int, float]:
     """Return nDCG@10 of every query that has a gain above 0; the arguments are those of `evaluate`."""
-    judged = _PerQuery.of(query, gain, np.zeros(len(gain), dtype=bool), score)
+    judged = PerQuery.of(query, gain, np.zeros(len(gain), dtype=bool), score)
     kept = judged.has_gain
     return dict(zip(np.unique(query)[kept].tolist(), judged.ndcg[kept].tolist(), strict=True))
 
 
+def rankable_queries(query: np.ndarray, gain: np.ndarray) -> int:
+    """Return the number of queries whose gains are not all equal; the arguments are those of `evaluate`."""
+    pairs = np.unique(np.stack([query, gain]), axis=1)  # each gain of a query once
+    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+
+
 @dataclass(frozen=True)
-class _PerQuery:
+class PerQuery:
     """What each query adds to the ranking metrics; arrays over the Q distinct queries, ascending."""
 
     ndcg: np.ndarray
@@ -164,8 +118,14 @@ class _PerQuery:
     right: np.ndarray  # unequal-gain pairs in the right order, ties half
     unequal: np.ndarray  # unequal-gain pairs
 
+    @property
+    def rankable(self) -> np.ndarray:
+        """Whether a query's gains are not all equal, so that one order is better than another."""
+        return self.unequal > 0
+
     @classmethod
-    def of(cls, query: np.ndarray, gain: np.ndarray, relevant: np.ndarray, score: np.ndarray) -> _PerQuery:
+    def of(cls, query: np.ndarray, gain: np.ndarray, relevant: np.ndarray, score: np.ndarray) -> PerQuery:
+        """Return what each query adds; the arguments are those of `evaluate`."""
         _check(query, gain, relevant, score)
         _, index = np.unique(query, return_inverse=True)
         best_first = np.lexsort((-score, index))
@@ -262,8 +222,3 @@ def _spearman(gain: np.ndarray, score: np.ndarray) -> float:
 
 def _mean(values: np.ndarray, counted: np.ndarray) -> float:
     return float(values[counted].mean()) if counted.any() else 0.0
-
-
-def _ratio(difference: np.ndarray, count: np.ndarray, axis: int) -> np.ndarray:
-    ratio: np.ndarray = difference.sum(axis=axis) / count.sum(axis=axis)
-    return ratio

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
 from lorry.evaluation.metrics import evaluate
+from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.tokens import TokenizedTexts
-from lorry.signals import StopRequestedError
 from lorry.training.batches import make_batch
-from lorry.training.losses import batch_loss
+from lorry.training.objective import batch_loss
 
 # ESCI's official scorer gives trec_eval a table in which substitutes and complements are swapped.
 OFFICIAL_SCORER_GAIN = {"E": 1.0, "S": 0.01, "C": 0.1, "I": 0.0}
@@ -35,40 +36,33 @@ class SplitScores:
     """Training loss, averaged over the pairs."""
 
 
-def embed_all(
-    encoder: Encoder, texts: TokenizedTexts, batch_size: int = 0, stop: threading.Event | None = None
-) -> torch.Tensor:
-    """Return the embeddings [n, width] of all texts, fp32, on the CPU.
+def score(
+    encoder: Encoder,
+    texts: TokenizedTexts,
+    pairs: Pairs,
+    config: TrainConfig,
+    stop: threading.Event | None = None,
+    documents_TD: Tensor | None = None,
+) -> SplitScores:
+    """Score every pair by the cosine of its two embeddings and measure the result.
 
     Args:
         encoder: The model.
-        texts: What to encode.
-        batch_size: Texts per forward pass; 0 for as many as suit the device.
+        texts: The queries and product texts of the pairs.
+        pairs: What to score.
+        config: Says how, and which loss to compute.
         stop: Give up when this is set.
-
-    Raises:
-        StopRequestedError: `stop` was set.
-    """
-    out = torch.empty(len(texts), encoder.width)
-    lengths = texts.lengths
-    with torch.inference_mode():
-        for rows in encoder.split(lengths, max_texts=batch_size) if batch_size else encoder.passes(lengths):
-            if stop is not None and stop.is_set():
-                raise StopRequestedError
-            out[torch.from_numpy(rows)] = encoder.embed_pass(texts.take(rows)).cpu()
-    return out
-
-
-def score(
-    encoder: Encoder, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig, stop: threading.Event | None = None
-) -> SplitScores:
-    """Score every pair by the cosine of its two embeddings and measure the result.
+        documents_TD: Embeddings of the product texts by another model; None: `encoder` embeds them too.
 
     Raises:
         StopRequestedError: `stop` was set.
         UserError: A similarity is not a finite number.
     """
-    all_ND = torch.nn.functional.normalize(embed_all(encoder, texts, config.eval_batch_size, stop), dim=-1)
+    side = "both" if documents_TD is None else "query"
+    all_ND = embed_all(encoder, texts, config.eval_batch_size, stop, side=side)
+    all_ND = torch.nn.functional.normalize(
+        all_ND if documents_TD is None else torch.cat([all_ND, documents_TD]), dim=-1
+    )
     scores = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)

@@ -7,6 +7,7 @@ compute precision, adapters in fp32.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,22 +30,26 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 class Encoder(nn.Module):
     """A base model, its pooling, and (once `add_lora` is called) its adapters."""
 
-    def __init__(self, base: PretrainedModel, precision: str, device: torch.device) -> None:
+    def __init__(
+        self, base: PretrainedModel, precision: str, device: torch.device, *, master_weights: bool = False
+    ) -> None:
         """Load the base model's weights.
 
         Args:
             base: From `find_pretrained`.
             precision: bf16, fp16 or fp32; see `hardware.choose_precision`.
             device: Where to compute.
+            master_weights: Keep the weights in fp32 and compute in `precision` all the same: to train all of them.
 
         Raises:
             UserError: The files are there, but no text encoder can be read from them.
         """
         super().__init__()
         self.base, self.precision, self.device = base, precision, device
+        self.autocast = master_weights and precision != "fp32"
         self.dropouts: list[nn.Module] = []
         self.fused: list[lora.FusedProjections] = []
-        self.model: Any = load_model(base, DTYPES[precision])
+        self.model: Any = load_model(base, DTYPES["fp32" if master_weights else precision])
         self.packs = base.architecture.packs
         if self.packs:
             attention.register()
@@ -58,6 +63,11 @@ class Encoder(nn.Module):
                 raise ValueError(f"two texts give embeddings of shape {list(found.shape)}")
             if not found.isfinite().all():
                 raise ValueError(f"its embeddings in {precision} are not finite numbers")
+
+    @property
+    def adapted(self) -> bool:
+        """Whether there are adapters."""
+        return hasattr(self.model, "peft_config")
 
     @property
     def width(self) -> int:
@@ -80,17 +90,48 @@ class Encoder(nn.Module):
                 dropout=dropout,
                 targets=lora.find_targets(self.model, targets, layers),
             )
-        for weight in self.adapters().values():
+        for weight in self.trainable().values():
             weight.data = weight.data.float()  # master weights: an update can be smaller than a step of bf16
         if dropout == 0:
             self.fused = lora.fuse(self.model)
         self.dropouts = [module for name, module in self.model.named_modules() if "lora_dropout" in name]
         with refusing(f"{self.base.name} cannot be trained", INSTEAD), torch.enable_grad():
-            torch.autograd.grad(self._try().sum(), list(self.adapters().values()), allow_unused=True)
+            torch.autograd.grad(self._try().sum(), list(self.trainable().values()), allow_unused=True)
 
-    def adapters(self) -> dict[str, nn.Parameter]:
-        """Return the trainable weights by name."""
+    def unfreeze(self) -> None:
+        """Make every weight that the embeddings depend on trainable: full fine-tuning.
+
+        Raises:
+            UserError: The model cannot be trained.
+        """
+        self.model.requires_grad_(True)
+        weights = list(self.model.parameters())
+        with refusing(f"{self.base.name} cannot be trained", INSTEAD), torch.enable_grad():
+            found = torch.autograd.grad(self._try().sum(), weights, allow_unused=True)
+        for weight, gradient in zip(weights, found, strict=True):
+            weight.requires_grad_(gradient is not None)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the trainable weights by name: the adapters, or those of the model in full fine-tuning."""
         return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    @torch.no_grad()
+    def interpolate(self, tuned: Mapping[str, Tensor], share: float) -> None:
+        """Set the trainable weights to base + share * (tuned - base).
+
+        For adapters the update is s * B A, so that B alone is scaled. Wortsman et al. 2022 (WiSE-FT),
+        https://arxiv.org/abs/2109.01903
+
+        Args:
+            tuned: Weights as `trainable` names them.
+            share: 1 for the tuned weights, 0 for those of the base model.
+        """
+        origin = {} if self.adapted or share == 1 else load_model(self.base, torch.float32).state_dict()
+        for name, weight in self.trainable().items():
+            if name in origin:
+                weight.copy_(origin[name]).lerp_(tuned[name].to(weight), share)
+            else:
+                weight.copy_(tuned[name] * share if "lora_B" in name else tuned[name])
 
     def split(
         self, lengths: np.ndarray, *, max_tokens: int | None = None, max_texts: int | None = None
@@ -126,7 +167,8 @@ class Encoder(nn.Module):
         row = np.where(layout.tokens < 0, 0, texts.ids[layout.tokens]).astype(np.int64)
         ids_T = torch.from_numpy(row).to(self.device, non_blocking=True)
         try:
-            hidden_TD = self._packed(ids_T, layout) if self.packs else self._padded(ids_T, layout)
+            with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.autocast):
+                hidden_TD = self._packed(ids_T, layout) if self.packs else self._padded(ids_T, layout)
         except BaseException:
             for projections in self.fused:
                 projections.clear()

@@ -28,7 +28,8 @@ def find_targets(model: Any, asked: str, layers: Collection[str] | None = None) 
 
     Args:
         model: The base model, of transformers.
-        asked: Comma-separated name endings, `*` for any part of a name; empty for query, key and value of every layer.
+        asked: Comma-separated name endings, `*` for any part of a name; `qkv` for query, key and value of every layer;
+            empty for all of `layers`.
         layers: The linear layers to choose from; default: all.
 
     Raises:
@@ -36,17 +37,21 @@ def find_targets(model: Any, asked: str, layers: Collection[str] | None = None) 
     """
     if layers is None:
         layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    endings = [part.strip() for part in asked.split(",") if part.strip()]
-    endings = endings or list(architecture_of(model.config.model_type).query_key_value)
-    unmatched = [end for end in endings if not any(_ends(name, end) for name in layers)] if asked else []
-    found = [name for name in layers if any(_ends(name, end) for end in endings)]
-    if unmatched or not found:
-        cause = f"lora_targets {', '.join(unmatched)} matches no linear module"
-        kinds = ", ".join(sorted({kind_of(name) for name in layers}))
-        raise UserError(
-            cause if asked else f"no query, key or value module found in this {model.config.model_type} model",
-            f"Give lora_targets as endings of: {kinds}." if kinds else "It has no linear layers: choose another model.",
-        )
+    asked = asked.strip()
+    if asked == "qkv":
+        endings = list(architecture_of(model.config.model_type).query_key_value)
+    else:
+        endings = [part.strip() for part in asked.split(",") if part.strip()]
+        unmatched = [end for end in endings if not any(_ends(name, end) for name in layers)]
+        if unmatched:
+            kinds = ", ".join(sorted({kind_of(name) for name in layers}))
+            raise UserError(
+                f"lora_targets {', '.join(unmatched)} matches no linear module", f"Give endings of: {kinds}."
+            )
+    found = [name for name in layers if not endings or any(_ends(name, end) for end in endings)]
+    if not found:
+        what = "query, key or value module" if asked else "linear layer"
+        raise UserError(f"no {what} found in this {model.config.model_type} model", "Choose another model.")
     return found
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from lorry.config import TrainConfig
-from lorry.evaluation.scoring import embed_all
 from lorry.logs import duration
+from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.tokens import TokenizedTexts
 from lorry.planning import cost
@@ -22,6 +22,7 @@ from lorry.planning.cost import Tokens
 from lorry.report.provenance import environment
 from lorry.training.batches import make_batch
 from lorry.training.memory import peak_memory, tokens_that_fit
+from lorry.training.selection import SHARES
 from lorry.training.setup import TrainingSetup, prepare
 from lorry.training.update import Trainer
 
@@ -40,7 +41,7 @@ def plan(config: TrainConfig) -> str:
     setup = prepare(config)
     sampler, encoder = setup.sampler, setup.encoder
     per_step = count_steps(setup)
-    training, evaluation = sum(per_step, Tokens(0, 0)), count_evaluation(setup.texts, config.epochs)
+    training, evaluation = sum(per_step, Tokens(0, 0)), count_evaluation(setup.texts, config)
     seconds = training.count * _time_steps(setup, per_step), evaluation.count * _time_evaluation(setup)
     products, facts = cost.products_of(encoder.model), environment(encoder.device, encoder.precision)
     each, whole = products.encoding(Tokens(1, 0)), products.training(training) + products.encoding(evaluation)
@@ -57,24 +58,42 @@ def plan(config: TrainConfig) -> str:
 
 
 def count_steps(setup: TrainingSetup) -> list[Tokens]:
-    """Return what each step of all epochs encodes: the tokens of its unique queries and texts."""
+    """Return what each step of all epochs encodes: the tokens of its unique queries and texts.
+
+    Mined negatives are counted as texts of mean length: which ones they are is known in training only.
+    """
     pairs, texts, sampler = setup.splits["train"], setup.texts["train"], setup.sampler
     device, counted = torch.device("cpu"), []
     for step in range(sampler.steps):
-        lengths = texts.lengths_of(make_batch(texts, pairs, sampler.batch(step), device).rows)
-        counted.append(Tokens(int(lengths.sum()), int((lengths**2).sum())))
+        batch = make_batch(texts, pairs, sampler.batch(step), device)
+        lengths = texts.lengths_of(batch.rows if not setup.documents else batch.rows[: batch.queries])
+        found = Tokens(int(lengths.sum()), int((lengths**2).sum()))
+        if setup.config.hard_negatives and not setup.documents:
+            mean, more = int(texts.lengths[texts.queries :].mean()), setup.config.hard_negatives * batch.queries
+            found += Tokens(mean * more, mean**2 * more)
+        counted.append(found)
     return counted
 
 
-def count_evaluation(texts: dict[str, TokenizedTexts], epochs: int) -> Tokens:
+def count_evaluation(texts: dict[str, TokenizedTexts], config: TrainConfig) -> Tokens:
     """Return what a run encodes in addition to its steps.
 
-    That is validation and test with the base model and with the merged one, and validation after every epoch.
+    That is validation and test with the base model and with the merged one; validation after every epoch, and with
+    every share of the update to choose from; and the training texts where negatives are mined.
     """
-    passes = {"train": 0, "validation": 2 + epochs, "test": 2}
+    shares = len(SHARES) if config.interpolation is None else 0
+    passes = {
+        "train": config.epochs if config.hard_negatives else 0,
+        "validation": 2 + config.epochs + shares,
+        "test": 2,
+    }
     counted = Tokens(0, 0)
     for name, split in texts.items():
-        counted += Tokens(int(split.lengths.sum()), int((split.lengths**2).sum())) * passes[name]
+        sides = split.lengths[: split.queries], split.lengths[split.queries :]
+        queries, documents = (Tokens(int(side.sum()), int((side**2).sum())) for side in sides)
+        # Products that keep their embeddings are embedded once more often, and then not again.
+        once = {"train": 1, "validation": 2, "test": 2}[name] if config.train_side == "query" else passes[name]
+        counted += queries * passes[name] + documents * once
     return counted
 
 
@@ -96,7 +115,7 @@ def _time_steps(setup: TrainingSetup, per_step: Sequence[Tokens]) -> float:
     typical: list[int] = by_size[np.linspace(0, len(by_size) - 1, TIMED_STEPS).astype(int)].tolist()
     config, pairs, texts = setup.config, setup.splits["train"], setup.texts["train"]
     max_tokens = config.micro_batch_tokens or tokens_that_fit(setup.encoder, texts)
-    trainer = Trainer(setup.encoder, texts, config, setup.accelerator, max_tokens)
+    trainer = Trainer(setup.encoder, texts, config, setup.accelerator, max_tokens, setup.documents.get("train"))
     seconds: list[float] = []
     for step in (typical[-1], *typical):
         began = time.perf_counter()

@@ -26,6 +26,7 @@ _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "
 # Task and metric ids as the evaluators of sentence-transformers write them into a card, where they have the metric.
 _HUB_METRICS = {
     "ndcg@10": ("Reranking", "ndcg@10"),
+    "ndcg@10_rankable": ("Reranking", "ndcg@10_rankable"),
     "mrr@10": ("Reranking", "mrr@10"),
     "pair_accuracy": ("Reranking", "pair_accuracy"),
     OFFICIAL_NDCG: ("Reranking", OFFICIAL_NDCG),

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from lorry.data.health import Health
+from lorry.evaluation.intervals import Change
 from lorry.names import OFFICIAL_NDCG
 from lorry.report.changes import QueryChange
 
 METRIC_TITLES = {
     "ndcg@10": "nDCG@10",
+    "ndcg@10_rankable": "nDCG@10, rankable queries",
     "mrr@10": "MRR@10",
     "roc_auc": "ROC-AUC",
     "average_precision": "Average precision",
@@ -55,12 +57,13 @@ class ReportFacts:
         environment: Device, precision and versions.
         log: The lines of `training.jsonl`: of training (`step`, `loss`, ...) and evaluation (`step`, `eval_loss`,
             metrics).
-        intervals: 95% interval of tuned - base, by split and metric (`metrics.compare`).
+        differences: Tuned - base with its interval, by split and metric (`intervals.compare`).
         undefined: Metrics that the labels of a split do not define (`metrics.undefined`).
         scores: Similarities by label, for each split.
         health: Rows read and rows left out, for each channel.
         changes: Queries whose ranking changed, in the order to show them.
         pooling: How the model pools token vectors: mean, cls or lasttoken.
+        interpolation: Share of the trained update that the merged model has; 0 for the weights of the base model.
     """
 
     metrics: Mapping[str, Any]
@@ -68,9 +71,10 @@ class ReportFacts:
     command: str
     environment: Mapping[str, str]
     log: Sequence[Mapping[str, Any]] = ()
-    intervals: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    differences: Mapping[str, Mapping[str, Change]] = field(default_factory=dict)
     undefined: Mapping[str, Sequence[str]] = field(default_factory=dict)
     scores: Mapping[str, ScoresByLabel] = field(default_factory=dict)
     health: Mapping[str, Health] = field(default_factory=dict)
     changes: Sequence[QueryChange] = ()
     pooling: str = "mean"
+    interpolation: float = 1.0

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lorry.evaluation.intervals import Change
 from lorry.names import OFFICIAL_NDCG
 from lorry.report.facts import METRIC_TITLES, SCORER_TITLES, ReportFacts
 from lorry.report.verdict import verdict_split
@@ -20,7 +21,7 @@ class Row:
         title: The name to show.
         scores: The value of each scorer.
         change: Tuned minus base.
-        interval: 95% interval of the change, if known.
+        difference: The change with its 95% interval, if known.
         defined: Whether the labels of the split define the metric.
         best: Scorers with the highest value.
     """
@@ -29,7 +30,7 @@ class Row:
     title: str
     scores: dict[str, float]
     change: float
-    interval: tuple[float, float] | None
+    difference: Change | None
     defined: bool
     best: set[str]
 
@@ -45,7 +46,8 @@ def summary_table(metrics: Mapping[str, Any], split: str) -> str:
     block = metrics["splits"][split]
     names = [name for name in METRIC_TITLES if name in block["tuned"]]
     width = max(map(len, names))
-    lines = [f"{split}: {block['pairs']:,} pairs, {block['queries']:,} queries"]
+    queries = f"{block['queries']:,} queries, of which {block['queries_rankable']:,} can be ranked"
+    lines = [f"{split}: {block['pairs']:,} pairs, {queries}"]
     lines.append(" " * width + "".join(f"{title:>9}" for title in (*SCORER_TITLES.values(), "change")))
     for name in names:
         scores = "".join(f"{block[scorer][name]:9.4f}" for scorer in SCORER_TITLES)
@@ -61,8 +63,8 @@ def _rows(facts: ReportFacts, split: str) -> list[Row]:
             continue
         scores = {scorer: float(block[scorer][metric]) for scorer in SCORER_TITLES}
         defined = metric.replace(OFFICIAL_NDCG, "ndcg@10") not in undefined
-        interval = facts.intervals.get(split, {}).get(metric) if defined else None
+        difference = facts.differences.get(split, {}).get(metric) if defined else None
         highest = round(max(scores.values()), 4)
         best = {scorer for scorer, score in scores.items() if defined and round(score, 4) == highest}
-        rows.append(Row(metric, title, scores, scores["tuned"] - scores["base"], interval, defined, best))
+        rows.append(Row(metric, title, scores, scores["tuned"] - scores["base"], difference, defined, best))
     return rows

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorry.evaluation.intervals import Change
 from lorry.report.facts import METRIC_TITLES, ReportFacts
 from lorry.report.rendering import signed
+
+DECIDES = "ndcg@10_rankable"
+"""The metric that decides: on other queries every order is as good as any."""
 
 
 @dataclass(frozen=True)
@@ -15,26 +19,35 @@ class Verdict:
     """The answer to "is it better?".
 
     Args:
-        kind: better, worse, mixed or unclear.
+        kind: better, worse or unclear.
         headline: The answer in a sentence.
+        line: The answer in one line for logs, with its figures.
         figures: The evidence, one sentence per metric.
         caveats: What limits the answer.
     """
 
     kind: str
     headline: str
+    line: str
     figures: list[str]
     caveats: list[str]
 
 
 def verdict_of(facts: ReportFacts) -> Verdict:
-    """Compare the models by the intervals of the ranking metrics, on the test split if there is one."""
+    """Compare the models by the interval of nDCG@10 over the queries that can be ranked, on test if there is a test."""
     split = verdict_split(facts.metrics)
     block, undefined = facts.metrics["splits"][split], facts.undefined.get(split, ())
-    intervals = {name: interval for name, interval in facts.intervals.get(split, {}).items() if name not in undefined}
-    kind, headline = _answer(intervals, where=f"on the {split} split ({block['queries']:,} queries)")
-    caveats = [*_overlap(facts, split), *_caveats(split, block, undefined)]
-    return Verdict(kind, headline, _figures(block, intervals), caveats)
+    differences = {name: item for name, item in facts.differences.get(split, {}).items() if name not in undefined}
+    kind = _direction(differences.get(DECIDES))
+    answer = {"better": "better", "worse": "worse", "unclear": "no clear difference"}[kind]
+    caveats = [*_against(kind, differences), *_overlap(facts, split), *_caveats(split, block, undefined)]
+    return Verdict(
+        kind=kind,
+        headline=_headline(facts, kind, differences, f"on the {split} split ({block['queries_rankable']:,} queries)"),
+        line=f"VERDICT: {answer}: {_evidence(split, block, differences)}",
+        figures=[*(_figure(block, name, item) for name, item in differences.items()), *_share(facts.interpolation)],
+        caveats=caveats,
+    )
 
 
 def verdict_split(metrics: Mapping[str, Any]) -> str:
@@ -43,28 +56,51 @@ def verdict_split(metrics: Mapping[str, Any]) -> str:
     return next((name for name in ("test", "validation") if name in splits), splits[0])
 
 
-def _answer(intervals: Mapping[str, tuple[float, float]], where: str) -> tuple[str, str]:
-    """Return the kind and the headline: a metric has changed if its interval excludes 0."""
-    better = [METRIC_TITLES[name] for name, (low, _) in intervals.items() if low > 0]
-    worse = [METRIC_TITLES[name] for name, (_, high) in intervals.items() if high < 0]
-    if not intervals:
-        return "unclear", f"Ranking cannot be compared {where}: labels differ within too few queries."
-    if better and worse:
-        ups, downs = " and ".join(better), " and ".join(worse)
-        return "mixed", f"Mixed {where}: better than the base model in {ups}, worse in {downs}."
-    if better:
-        return "better", f"The tuned model ranks better than the base model {where}."
-    if worse:
-        return "worse", f"The tuned model ranks worse than the base model {where}."
-    return "unclear", f"No clear difference between the tuned and the base model {where}."
+def _direction(difference: Change | None) -> str:
+    """Return whether a metric has changed: it has if the interval excludes 0."""
+    if difference is None or difference.low <= 0 <= difference.high:
+        return "unclear"
+    return "better" if difference.low > 0 else "worse"
 
 
-def _figures(block: Mapping[str, Any], intervals: Mapping[str, tuple[float, float]]) -> list[str]:
-    return [
+def _headline(facts: ReportFacts, kind: str, differences: Mapping[str, Change], where: str) -> str:
+    if facts.interpolation == 0:
+        return "Tuning did not help: the model has the weights of the base model."
+    if DECIDES not in differences:
+        return f"Ranking cannot be compared {where}: labels differ within too few queries."
+    if kind == "unclear":
+        return f"No clear difference between the tuned and the base model {where}."
+    return f"The tuned model ranks {kind} than the base model {where}."
+
+
+def _evidence(split: str, block: Mapping[str, Any], differences: Mapping[str, Change]) -> str:
+    if DECIDES not in differences:
+        return f"labels differ within too few of the {block['queries']:,} {split} queries"
+    found, before, after = differences[DECIDES], block["base"][DECIDES], block["tuned"][DECIDES]
+    queries = f"the {block['queries_rankable']:,} {split} queries that can be ranked"
+    return (
+        f"nDCG@10 over {queries} {before:.4f} -> {after:.4f} "
+        f"({found.change:+.4f}, 95% interval {found.low:+.4f} to {found.high:+.4f}, p {found.p:.3f})"
+    )
+
+
+def _figure(block: Mapping[str, Any], name: str, found: Change) -> str:
+    return (
         f"{METRIC_TITLES[name]} {block['base'][name]:.4f} → {block['tuned'][name]:.4f} "
-        f"({signed(block['tuned'][name] - block['base'][name])}; 95% interval {signed(low)} to {signed(high)})."
-        for name, (low, high) in intervals.items()
-    ]
+        f"({signed(found.change)}; 95% interval {signed(found.low)} to {signed(found.high)}, p {found.p:.3f})."
+    )
+
+
+def _share(interpolation: float) -> list[str]:
+    """Say how much of the trained update the model has, where it is neither all nor nothing."""
+    return [f"The model has {interpolation:.0%} of the trained update."] if 0 < interpolation < 1 else []
+
+
+def _against(kind: str, differences: Mapping[str, Change]) -> list[str]:
+    """Say which metrics changed the other way."""
+    other = {"better": "worse", "worse": "better"}.get(kind)
+    names = [METRIC_TITLES[name] for name, item in differences.items() if other and _direction(item) == other]
+    return [f"But {', '.join(names)} {'is' if len(names) == 1 else 'are'} {other}."] if names else []
 
 
 def _overlap(facts: ReportFacts, split: str) -> list[str]:
@@ -76,7 +112,7 @@ def _overlap(facts: ReportFacts, split: str) -> list[str]:
 
 def _caveats(split: str, block: Mapping[str, Any], undefined: Sequence[str]) -> list[str]:
     caveats = []
-    main_metric = next((name for name in ("ndcg@10", "pair_accuracy", "roc_auc") if name not in undefined), None)
+    main_metric = next((name for name in (DECIDES, "pair_accuracy", "roc_auc") if name not in undefined), None)
     if main_metric:
         tuned = block["tuned"][main_metric]
         for scorer, who in (("bm25", "BM25, which needs no training,"), ("random", "Random order")):

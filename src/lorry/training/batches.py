@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorry.data.pairs import Pairs
 from lorry.model.tokens import TokenizedTexts
-from lorry.training.losses import PairLabels
+from lorry.training.objective import PairLabels, TeacherLabels
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,13 @@ class Batch:
         return query_QD, text_ND
 
 
-def make_batch(texts: TokenizedTexts, pairs: Pairs, chosen: np.ndarray, device: torch.device) -> Batch:
+def make_batch(
+    texts: TokenizedTexts,
+    pairs: Pairs,
+    chosen: np.ndarray,
+    device: torch.device,
+    negatives: np.ndarray | None = None,
+) -> Batch:
     """Gather what a step needs of the chosen pairs: each unique text once.
 
     Args:
@@ -38,11 +44,51 @@ def make_batch(texts: TokenizedTexts, pairs: Pairs, chosen: np.ndarray, device: 
         pairs: All pairs.
         chosen: [B] rows of `pairs`.
         device: Where the labels go.
+        negatives: [queries, k] more texts for each query of `pairs`, -1 for none: negatives of all its pairs.
     """
     queries, query = np.unique(pairs.query[chosen], return_inverse=True)
     products, text = np.unique(pairs.text[chosen], return_inverse=True)
+    gain = pairs.gain[chosen]
+    better, worse = _ordered_pairs(query, gain)
+
+    def placed(item: np.ndarray) -> Tensor:
+        return torch.from_numpy(item).to(device)
+
     labels = PairLabels(
-        *(torch.from_numpy(item).to(device) for item in (query, text, pairs.gain[chosen], pairs.relevant[chosen]))
+        query_B=placed(query),
+        text_B=placed(text),
+        gain_B=placed(gain),
+        grade_B=placed(gain / pairs.highest_gain),
+        relevant_B=placed(pairs.relevant[chosen]),
+        better_P=placed(better),
+        worse_P=placed(worse),
+        teacher=None if pairs.teacher is None else _teacher_labels(query, pairs.teacher[chosen], device),
     )
+    if negatives is not None:
+        mined = np.setdiff1d(negatives[queries], [*products, -1])
+        products = np.concatenate([products, mined])
     rows = np.concatenate([queries, products.astype(np.int64) + texts.queries])
     return Batch(rows, len(queries), labels, len(chosen))
+
+
+def _teacher_labels(query: np.ndarray, score: np.ndarray, device: torch.device) -> TeacherLabels:
+    row = np.flatnonzero(~np.isnan(score))
+    items = (row, score[row], *_ordered_pairs(query[row], score[row]))
+    return TeacherLabels(*(torch.from_numpy(item).to(device) for item in items))
+
+
+def _ordered_pairs(query: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return every two entries of one query with unequal values: the higher ones, [P], and the lower ones, [P]."""
+    order = np.lexsort((-value, query))
+    query, value = query[order], value[order]
+    higher, lower = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    upper = np.arange(len(order) - 1)
+    lag = 1
+    while len(upper):  # each pass pairs every entry with the one `lag` places below it
+        upper = upper[query[upper] == query[upper + lag]]
+        unequal = upper[value[upper] != value[upper + lag]]
+        higher.append(order[unequal])
+        lower.append(order[unequal + lag])
+        lag += 1
+        upper = upper[upper < len(order) - lag]
+    return np.concatenate(higher), np.concatenate(lower)

@@ -30,14 +30,14 @@ from lorry.outputs import writing
 log = logging.getLogger("lorry")
 
 KEPT = 2  # complete checkpoints: the newest, and one in case it gets damaged
-FORMAT = 3  # of state.json; since 3 it has a checksum of its own
+FORMAT = 4  # of state.json; since 3 it has a checksum of its own, since 4 the best epoch
 COUNTERS = {"step", "pairs", "tokens", "seconds", "micro_batch_tokens"}  # of loop.Progress
-FILES = {"adapters.safetensors", "optimizer.safetensors", "training.jsonl"}
+FILES = {"adapters.safetensors", "optimizer.safetensors", "kept.safetensors", "training.jsonl"}
 # Hyperparameters that may differ between the run that stopped and the one that continues it. Pairs and base model are
 # compared by their content, wherever they lie.
 NOT_COMPARED = {
     "train", "validation", "test", "pretrained_model", "model_dir", "output_data_dir", "checkpoint_dir",
-    "eval_batch_size", "log_every", "checkpoint_every", "on_stop",
+    "eval_batch_size", "log_every", "checkpoint_every", "on_stop", "interpolation", "require",
 }  # fmt: skip
 
 
@@ -49,6 +49,8 @@ class Checkpoint:
     adapters: dict[str, Tensor]
     moments: dict[str, Tensor]
     """The optimizer's state, as `name|entry`."""
+    kept: dict[str, Tensor]
+    """Weights of the best epoch and mined negatives, where there are any."""
     progress: dict[str, Any]
     """Counters, the gradient scaler's state, and whatever else is plain JSON."""
     log_lines: list[dict[str, Any]]
@@ -87,6 +89,7 @@ class CheckpointStore:
             unfinished.mkdir(parents=True)
             save_file(checkpoint.adapters, unfinished / "adapters.safetensors")
             save_file(checkpoint.moments, unfinished / "optimizer.safetensors")
+            save_file(checkpoint.kept, unfinished / "kept.safetensors")
             lines = "".join(json.dumps(line) + "\n" for line in checkpoint.log_lines)
             (unfinished / "training.jsonl").write_text(lines, "utf-8")
             state = {
@@ -120,6 +123,7 @@ class CheckpointStore:
                 state["step"],
                 load_file(folder / "adapters.safetensors"),
                 load_file(folder / "optimizer.safetensors"),
+                load_file(folder / "kept.safetensors"),
                 state["progress"],
                 [json.loads(line) for line in lines],
             )
@@ -214,12 +218,13 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
             and isinstance(state["identity"], dict)
             and isinstance(state["versions"], dict)
             and isinstance(state["progress"]["scaler"], dict)
+            and (state["format"] < 4 or [type(value) for value in state["progress"]["best"]] == [int, float])
             and counters.keys() == COUNTERS
             and all(isinstance(value, int | float | None) for value in counters.values())
             and isinstance(counters["step"], int)
             and counters["step"] == state["step"]
             and all(isinstance(loss, int | float) for loss in losses)
-            and state["sha256"].keys() == FILES
+            and state["sha256"].keys() == FILES - ({"kept.safetensors"} if state["format"] < 4 else set())
         )
         complete = valid and all(_sha256(folder / name) == digest for name, digest in state["sha256"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -12,8 +12,9 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,15 +22,20 @@ from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
+from lorry.model.embedding import embed_all
 from lorry.outputs import OutputError
 from lorry.signals import StopRequestedError
-from lorry.training.batches import make_batch
+from lorry.training.batches import Batch, make_batch
 from lorry.training.checkpoint import COUNTERS, Checkpoint, CheckpointStore, optimizer_moments, restore_moments
 from lorry.training.memory import tokens_that_fit
+from lorry.training.mining import mine
 from lorry.training.progress import TrainingLog
+from lorry.training.selection import Best
 from lorry.training.update import Trainer
 
 log = logging.getLogger("lorry")
+
+NEGATIVES = "mined negatives"  # in a checkpoint, beside the weights of the best epoch
 
 Validate = Callable[[], tuple[float, dict[str, float]]]
 """Returns the loss and the metrics of the validation pairs."""
@@ -48,6 +54,18 @@ class Progress:
     stopped: bool = False
     unsaved: OutputError | None = None
     """Why the last checkpoint could not be written, if it could not."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Since the last logged line."""
+    best: Best = field(default_factory=Best)
+    negatives: np.ndarray | None = None
+    """[queries, k] texts mined for this epoch."""
+
+    def add(self, batch: Batch, tokens: int, loss: Tensor) -> None:
+        """Count an optimizer step."""
+        self.step += 1
+        self.pairs += batch.pairs
+        self.tokens += tokens
+        self.losses.append(loss)
 
 
 def fit(
@@ -78,58 +96,91 @@ def fit(
         UserError: The loss is no longer finite, a checkpoint belongs to another run, or memory or disk is too small.
     """
     config, texts, device = trainer.config, trainer.texts, trainer.accelerator.device
-    losses: list[Tensor] = []  # since the last logged line
-    progress = _resume(store, trainer, training_log, losses)
+    progress = _resume(store, trainer, training_log)
     trainer.max_tokens = (
         config.micro_batch_tokens or progress.micro_batch_tokens or tokens_that_fit(trainer.encoder, texts)
     )
-
-    def save() -> None:
-        if store is None:
-            return
-        try:
-            store.save(_checkpoint(trainer, progress, training_log, losses))
-            progress.unsaved = None
-        except OutputError as error:  # training itself goes on
-            progress.unsaved = error
-            log.warning("no checkpoint at step %d: %s", progress.step, error)
-
     began = time.perf_counter() - progress.seconds
     with training_log.running(progress.step):
         while not progress.stopped:
-            at_epoch_end = progress.step > 0 and progress.step % sampler.steps_per_epoch == 0
-            if at_epoch_end and not training_log.evaluated(progress.step):
-                paused = time.perf_counter()
+            if progress.step % sampler.steps_per_epoch == 0:
                 try:
-                    loss, metrics = validate()
-                except StopRequestedError:  # a continued run evaluates here first
+                    began += _evaluate(trainer, sampler, progress, training_log, validate)
+                    if _is_done(progress, sampler, config):
+                        break
+                    if config.hard_negatives:
+                        progress.negatives = _mine(trainer, pairs, stop)
+                except StopRequestedError:  # a continued run does this first
                     progress.stopped = True
-                    save()
+                    _save(store, trainer, progress, training_log)
                     break
-                epoch = progress.step / sampler.steps_per_epoch
-                training_log.evaluate(progress.step, epoch=epoch, split="validation", loss=loss, metrics=metrics)
-                began += time.perf_counter() - paused
-            if progress.step >= sampler.steps:
-                break
-            batch = make_batch(texts, pairs, sampler.batch(progress.step), device)
+            batch = make_batch(texts, pairs, sampler.batch(progress.step), device, progress.negatives)
             lr = learning_rate(progress.step, sampler.steps, config)
-            losses.append(trainer.step(batch, progress.step, lr))
+            loss = trainer.step(batch, progress.step, lr)
 
-            progress.step += 1
+            progress.add(batch, int(texts.lengths_of(trainer.encoded(batch)).sum()), loss)
             progress.micro_batch_tokens = trainer.max_tokens
-            progress.pairs += batch.pairs
-            progress.tokens += int(texts.lengths_of(batch.rows).sum())
             progress.seconds = time.perf_counter() - began
             training_log.step(batch.pairs)
             at_end = progress.step >= sampler.steps
             if at_end or progress.step % config.log_every == 0:
-                epoch = progress.step / sampler.steps_per_epoch
-                training_log.train(progress.step, epoch=epoch, loss=_mean(losses, progress.step), lr=lr)
-                losses.clear()
+                mean = _mean(progress.losses, progress.step)
+                training_log.train(progress.step, sampler.epoch(progress.step), loss=mean, lr=lr)
+                progress.losses.clear()
             progress.stopped = stop is not None and stop.is_set()
             if at_end or progress.stopped or progress.step % config.checkpoint_every == 0:
-                save()
+                _save(store, trainer, progress, training_log)
+    if progress.best.step not in (0, progress.step) and not progress.stopped:
+        log.info("taking the weights of epoch %d, which ranked best on validation", sampler.epoch(progress.best.step))
+        progress.best.restore(trainer.weights)
     return progress
+
+
+def _evaluate(
+    trainer: Trainer, sampler: BatchSampler, progress: Progress, training_log: TrainingLog, validate: Validate
+) -> float:
+    """Evaluate the epoch that has ended, if one has and was not evaluated before; return the seconds that it took."""
+    if progress.step == 0 or training_log.evaluated(progress.step):
+        return 0.0
+    began = time.perf_counter()
+    loss, metrics = validate()
+    training_log.evaluate(progress.step, sampler.epoch(progress.step), loss=loss, metrics=metrics)
+    if trainer.config.best_epoch and trainer.config.epochs > 1:
+        progress.best.offer(progress.step, metrics, trainer.weights)
+    return time.perf_counter() - began
+
+
+def _is_done(progress: Progress, sampler: BatchSampler, config: TrainConfig) -> bool:
+    """Return whether all epochs are done, or none ranked better for `patience` epochs."""
+    if progress.step >= sampler.steps:
+        return True
+    waited = (progress.step - progress.best.step) // sampler.steps_per_epoch
+    if not config.patience or not progress.best.step or waited < config.patience:
+        return False
+    log.info(
+        "training ends early: no epoch ranked better on validation since epoch %d", sampler.epoch(progress.best.step)
+    )
+    return True
+
+
+def _mine(trainer: Trainer, pairs: Pairs, stop: threading.Event | None) -> np.ndarray:
+    """Return the hard negatives of the next epoch, by the encoder as it is now.
+
+    Raises:
+        StopRequestedError: `stop` was set.
+    """
+    encoder, texts, size, device = (
+        trainer.encoder,
+        trainer.texts,
+        trainer.config.eval_batch_size,
+        trainer.encoder.device,
+    )
+    text_TD = trainer.documents_TD
+    if text_TD is None:
+        text_TD = embed_all(encoder, texts, size, stop, side="document")
+    query_QD = embed_all(encoder, texts, size, stop, side="query")
+    device = encoder.device
+    return mine(query_QD.to(device), text_TD.to(device), pairs, trainer.config.hard_negatives, stop)
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -146,9 +197,7 @@ def _mean(losses: list[Tensor], step: int) -> float:
     return mean
 
 
-def _resume(
-    store: CheckpointStore | None, trainer: Trainer, training_log: TrainingLog, losses: list[Tensor]
-) -> Progress:
+def _resume(store: CheckpointStore | None, trainer: Trainer, training_log: TrainingLog) -> Progress:
     checkpoint = store.load() if store is not None else None
     if checkpoint is None:
         return Progress()
@@ -158,22 +207,44 @@ def _resume(
     if trainer.accelerator.scaler is not None and checkpoint.progress["scaler"]:
         trainer.accelerator.scaler.load_state_dict(checkpoint.progress["scaler"])
     training_log.lines = checkpoint.log_lines
-    losses.extend(torch.tensor(loss, device=trainer.accelerator.device) for loss in checkpoint.progress["losses"])
+    kept, device = dict(checkpoint.kept), trainer.accelerator.device
+    negatives = kept.pop(NEGATIVES, None)
+    step, score = checkpoint.progress["best"]
     log.info("continuing after step %d", checkpoint.step)
-    return Progress(**checkpoint.progress["counters"])
+    return Progress(
+        **checkpoint.progress["counters"],
+        losses=[torch.tensor(loss, device=device) for loss in checkpoint.progress["losses"]],
+        best=Best(step, score, kept),
+        negatives=None if negatives is None else negatives.numpy(),
+    )
 
 
-def _checkpoint(trainer: Trainer, progress: Progress, training_log: TrainingLog, losses: list[Tensor]) -> Checkpoint:
-    counters = {name: getattr(progress, name) for name in sorted(COUNTERS)}
+def _save(store: CheckpointStore | None, trainer: Trainer, progress: Progress, training_log: TrainingLog) -> None:
+    if store is None:
+        return
+    try:
+        store.save(_checkpoint(trainer, progress, training_log))
+        progress.unsaved = None
+    except OutputError as error:  # training itself goes on
+        progress.unsaved = error
+        log.warning("no checkpoint at step %d: %s", progress.step, error)
+
+
+def _checkpoint(trainer: Trainer, progress: Progress, training_log: TrainingLog) -> Checkpoint:
     scaler = trainer.accelerator.scaler
+    kept = dict(progress.best.weights)
+    if progress.negatives is not None:
+        kept[NEGATIVES] = torch.from_numpy(progress.negatives)
     return Checkpoint(
         progress.step,
         {name: weight.detach().cpu().contiguous() for name, weight in trainer.weights.items()},
         optimizer_moments(trainer.optimizer, list(trainer.weights)),
+        kept,
         {
-            "counters": counters,
+            "counters": {name: getattr(progress, name) for name in sorted(COUNTERS)},
             "scaler": scaler.state_dict() if scaler is not None else {},
-            "losses": [loss.item() for loss in losses],
+            "losses": [loss.item() for loss in progress.losses],
+            "best": [progress.best.step, progress.best.score],
         },
         training_log.lines,
     )

@@ -1,14 +1,10 @@
-"""The losses: pure functions of similarities and labels."""
+"""The losses: pure functions of similarities and labels. `objective.py` adds them up as the option `loss` says."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from lorry.config import TrainConfig
 
 
 def cosine_loss(cosine_B: Tensor, relevant_B: Tensor, eps: float = 1e-6) -> Tensor:
@@ -18,6 +14,28 @@ def cosine_loss(cosine_B: Tensor, relevant_B: Tensor, eps: float = 1e-6) -> Tens
     pushes every other to zero, which orders a query's products no better than before on the data that we measured.
     """
     return torch.where(relevant_B, 1 - cosine_B, cosine_B.clamp(min=eps)).mean()
+
+
+def contrastive_loss(cosine_B: Tensor, relevant_B: Tensor, margin: float = 0.5) -> Tensor:
+    """Return half the mean of d² over relevant pairs and max(margin - d, 0)² over the rest, where d = 1 - cos.
+
+    Hadsell et al. 2006; constants as in sentence-transformers' ContrastiveLoss.
+    """
+    distance_B = 1 - cosine_B
+    return 0.5 * torch.where(relevant_B, distance_B**2, (margin - distance_B).clamp(min=0) ** 2).mean()
+
+
+def online_contrastive_loss(cosine_B: Tensor, relevant_B: Tensor, margin: float = 0.5) -> Tensor:
+    """Return the contrastive loss of the hard pairs of the batch alone, summed.
+
+    Hard are relevant pairs farther apart than the nearest of the others, and others nearer than the farthest relevant
+    pair. As in sentence-transformers' OnlineContrastiveLoss.
+    """
+    distance_B = 1 - cosine_B
+    near, far = distance_B[relevant_B], distance_B[~relevant_B]
+    hard_far = far[far < (near.max() if len(near) > 1 else far.mean())]
+    hard_near = near[near > (far.min() if len(far) > 1 else near.mean())]
+    return (hard_near**2).sum() + ((margin - hard_far).clamp(min=0) ** 2).sum()
 
 
 def infonce_loss(
@@ -66,35 +84,110 @@ def cosent_loss(cosine_B: Tensor, gain_B: Tensor, scale: float) -> Tensor:
     return torch.cat([terms.new_zeros(1), terms]).logsumexp(0)
 
 
-@dataclass(frozen=True)
-class PairLabels:
-    """The labels of a batch's pairs, with indices into its unique queries and texts."""
+def ranknet_loss(cosine_B: Tensor, better_P: Tensor, worse_P: Tensor, scale: float) -> Tensor:
+    """Return the mean of log(1 + exp(scale * (cos of the worse - cos of the better))) over pairs within a query.
 
-    query_B: Tensor
-    text_B: Tensor
-    gain_B: Tensor
-    relevant_B: Tensor
-
-
-def batch_loss(config: TrainConfig, query_QD: Tensor, text_ND: Tensor, labels: PairLabels) -> Tensor:
-    """Return the loss that `config` asks for.
+    Burges et al. 2005 (RankNet), https://icml.cc/Conferences/2005/proceedings/papers/012_LearningToRank_BurgesEtAl.pdf
 
     Args:
-        config: Says which loss, and its constants.
-        query_QD: Embeddings of the batch's unique queries.
-        text_ND: Embeddings of its unique texts.
-        labels: Its pairs.
+        cosine_B: Similarity of each judged pair.
+        better_P: For every two judged pairs of one query with unequal gains, the one with the higher gain.
+        worse_P: The one with the lower gain.
+        scale: Multiplies the differences.
+
+    Returns:
+        The mean; 0 where no query of the batch has unequal gains.
     """
-    query_QD, text_ND = functional.normalize(query_QD, dim=-1), functional.normalize(text_ND, dim=-1)
-    cosine_B = (query_QD[labels.query_B] * text_ND[labels.text_B]).sum(-1)
-    if config.loss == "cosine":
-        return cosine_loss(cosine_B, labels.relevant_B)
-    loss = cosine_B.new_zeros(())
-    if "infonce" in config.loss:
-        loss = loss + infonce_loss(
-            query_QD, text_ND, labels.query_B, labels.text_B, labels.relevant_B, config.temperature
-        )
-    if "cosent" in config.loss:
-        weight = config.cosent_weight if "infonce" in config.loss else 1.0
-        loss = loss + weight * cosent_loss(cosine_B, labels.gain_B, config.cosent_scale)
-    return loss
+    return functional.softplus(scale * (cosine_B[worse_P] - cosine_B[better_P])).sum() / max(len(better_P), 1)
+
+
+def lambda_loss(
+    cosine_B: Tensor, query_B: Tensor, gain_B: Tensor, better_P: Tensor, worse_P: Tensor, queries: int, scale: float
+) -> Tensor:
+    """Return RankNet's loss with every term weighted by how much nDCG changes if the two change places.
+
+    LambdaRank's weights: |gain_i - gain_j| * |1 / log2(1 + rank_i) - 1 / log2(1 + rank_j)| / ideal DCG, with the ranks
+    of the moment. Wang et al. 2018 (LambdaLoss), https://dl.acm.org/doi/10.1145/3269206.3271784
+
+    Args:
+        cosine_B: Similarity of each judged pair.
+        query_B: Its query.
+        gain_B: Its gain, 0 or above.
+        better_P: As in `ranknet_loss`.
+        worse_P: As in `ranknet_loss`.
+        queries: Number of queries.
+        scale: Multiplies the differences.
+
+    Returns:
+        The sum over pairs within a query, averaged over queries.
+    """
+    discount_B = 1 / torch.log2(1 + _ranks(cosine_B.detach(), query_B, queries))
+    best_B = gain_B / torch.log2(1 + _ranks(gain_B, query_B, queries))
+    ideal_Q = best_B.new_zeros(queries).index_add(0, query_B, best_B)  # above 0 where gains are unequal
+    weight_P = (gain_B[better_P] - gain_B[worse_P]) * (discount_B[better_P] - discount_B[worse_P]).abs()
+    loss_P = functional.softplus(scale * (cosine_B[worse_P] - cosine_B[better_P]))
+    return (weight_P / ideal_Q[query_B[better_P]] * loss_P).sum() / queries
+
+
+def listwise_loss(cosine_B: Tensor, target_B: Tensor, query_B: Tensor, queries: int, scale: float) -> Tensor:
+    """Return the KL divergence of two softmaxes over the products of each query: of the targets and of the cosines.
+
+    With grades as targets, ListNet (top one): Cao et al. 2007, https://dl.acm.org/doi/10.1145/1273496.1273513. With a
+    teacher's scores, its distillation.
+
+    Args:
+        cosine_B: Similarity of each judged pair.
+        target_B: Logits of the wanted distribution.
+        query_B: Query of each pair.
+        queries: Number of queries.
+        scale: Multiplies the cosines.
+
+    Returns:
+        The mean over queries; 0 where all agree.
+    """
+    wanted_B, found_B = _log_softmax(target_B, query_B, queries), _log_softmax(scale * cosine_B, query_B, queries)
+    return (wanted_B.exp() * (wanted_B - found_B)).sum() / queries
+
+
+def graded_cross_entropy_loss(cosine_B: Tensor, grade_B: Tensor, scale: float) -> Tensor:
+    """Return the binary cross-entropy of similarities to grades from 0 to 1: makes similarities comparable.
+
+    The logit of a pair is scale * (cos - mean cos) plus that of the mean grade, so that no model needs a threshold of
+    its own. After BiXSE, https://arxiv.org/abs/2508.06781, which learns scale and threshold.
+    """
+    centre, prior = cosine_B.mean().detach(), grade_B.mean().clamp(0.01, 0.99)
+    return functional.binary_cross_entropy_with_logits(scale * (cosine_B - centre) + prior.logit(), grade_B)
+
+
+def margin_mse_loss(cosine_B: Tensor, teacher_B: Tensor, higher_P: Tensor, lower_P: Tensor) -> Tensor:
+    """Return the mean squared error of the differences of cosines within a query to those of a teacher.
+
+    Hofstätter et al. 2020 (Margin-MSE), https://arxiv.org/abs/2010.02666
+
+    Args:
+        cosine_B: Similarity of each judged pair.
+        teacher_B: The teacher's score of each pair, on the scale of cosines.
+        higher_P: For every two pairs of one query with unequal scores of the teacher, the one with the higher.
+        lower_P: The one with the lower.
+    """
+    found_P = cosine_B[higher_P] - cosine_B[lower_P]
+    wanted_P = teacher_B[higher_P] - teacher_B[lower_P]
+    return ((found_P - wanted_P) ** 2).sum() / max(len(higher_P), 1)
+
+
+def _ranks(score_B: Tensor, query_B: Tensor, queries: int) -> Tensor:
+    """Return the rank [B], from 1, of each pair among those of its query, the highest score first."""
+    order_B = torch.argsort(score_B, descending=True, stable=True)
+    order_B = order_B[torch.argsort(query_B[order_B], stable=True)]
+    sizes_Q = query_B.new_zeros(queries).index_add_(0, query_B, torch.ones_like(query_B))
+    first_Q = torch.cumsum(sizes_Q, 0) - sizes_Q
+    place_B = torch.arange(len(score_B), device=score_B.device) - first_Q[query_B[order_B]]
+    return torch.empty_like(place_B).scatter_(0, order_B, place_B + 1)
+
+
+def _log_softmax(logit_B: Tensor, query_B: Tensor, queries: int) -> Tensor:
+    """Return the logarithm of the softmax over the pairs of each query."""
+    highest_Q = logit_B.new_full((queries,), float("-inf")).scatter_reduce(0, query_B, logit_B.detach(), "amax")
+    shifted_B = logit_B - highest_Q[query_B]
+    total_Q = logit_B.new_zeros(queries).index_add(0, query_B, shifted_B.exp())
+    return shifted_B - total_Q.log()[query_B]

@@ -51,7 +51,7 @@ class TrainingLog:
         if self._bar is not None:
             self._bar.update(1)
 
-    def train(self, step: int, *, epoch: float, loss: float, lr: float) -> None:
+    def train(self, step: int, epoch: float, *, loss: float, lr: float) -> None:
         """Log the mean training loss since the last line."""
         seconds = time.perf_counter() - self._began
         speed = self._pairs / seconds
@@ -64,10 +64,10 @@ class TrainingLog:
             f"pairs_per_second={speed:.1f}; seconds_left={left:.0f};"
         )
 
-    def evaluate(self, step: int, *, epoch: float, split: str, loss: float, metrics: dict[str, float]) -> None:
-        """Log an evaluation during training."""
+    def evaluate(self, step: int, epoch: float, *, loss: float, metrics: dict[str, float]) -> None:
+        """Log an evaluation of the validation pairs during training."""
         self.lines.append({"step": step, "epoch": round(epoch, 4), "eval_loss": loss, **metrics})
-        values = " ".join(f"{split}:{name}={value:.4f};" for name, value in metrics.items())
+        values = " ".join(f"validation:{name}={value:.4f};" for name, value in metrics.items())
         log.info(f"step={step}/{self.steps}; epoch={epoch:.2f}; eval loss {loss:.4f}; {values}")
 
     def begin_with(self, *, loss: float, metrics: dict[str, float]) -> None:

@@ -6,19 +6,26 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch import Tensor
 
-from lorry.config import TrainConfig
+from lorry.config import TEACHER_LOSSES, TrainConfig, dims_of, loss_terms
 from lorry.data.pairs import Pairs, read_splits
 from lorry.data.sampler import BatchSampler
+from lorry.errors import UserError
 from lorry.hardware import choose_precision, describe, make_accelerator
+from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.model.tokens import TokenizedTexts, tokenize
 from lorry.training.checkpoint import precision_of_checkpoint
 
 log = logging.getLogger("lorry")
+
+FULL_LR = 2e-4  # a higher learning rate is one for adapters
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,8 @@ class TrainingSetup:
     """The texts of each split."""
     sampler: BatchSampler
     """Of the training pairs."""
+    documents: dict[str, Tensor]
+    """Embeddings [T, D] of each split's product texts, on the CPU, where queries alone are trained."""
 
 
 def prepare(config: TrainConfig) -> TrainingSetup:
@@ -53,7 +62,39 @@ def prepare(config: TrainConfig) -> TrainingSetup:
     attention = "packed" if base.architecture.packs else f"padded ({base.model_type} models cannot be packed)"
     log.info("%s", describe(accelerator.device, precision, attention))
     splits = read_splits(config)
-    encoder = Encoder(base, precision, accelerator.device)
+    check_teacher(config, splits["train"])
+    encoder = trainable_encoder(config, base, precision, accelerator.device)
+    texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
+    sampler = BatchSampler(splits["train"].query, config.batch_size, config.epochs, config.seed)
+    weights = sum(weight.numel() for weight in encoder.trainable().values())
+    log.info("training %s weights of %s, %d pairs per optimizer step", f"{weights:,}", base.name, config.batch_size)
+    documents = {}
+    if config.train_side == "query":
+        log.info("embedding the products once, with the base model")
+        documents = {
+            name: embed_all(encoder, split, config.eval_batch_size, side="document") for name, split in texts.items()
+        }
+    return TrainingSetup(config, accelerator, base, encoder, splits, texts, sampler, documents)
+
+
+def trainable_encoder(config: TrainConfig, base: PretrainedModel, precision: str, device: torch.device) -> Encoder:
+    """Load the base model with what is trained: adapters, or all of its weights.
+
+    Raises:
+        UserError: The model cannot be trained so.
+    """
+    encoder = Encoder(base, precision, device, master_weights=config.lora_rank == 0)
+    for dim in dims_of(config.matryoshka_dims):
+        if dim >= encoder.width:
+            raise UserError(
+                f"matryoshka_dims has {dim}, and embeddings of {base.name} have {encoder.width} numbers",
+                "Give smaller dimensions.",
+            )
+    if config.lora_rank == 0:
+        if config.lr > FULL_LR:
+            log.warning("lr %g is high for full fine-tuning, which takes about a tenth of that for adapters", config.lr)
+        encoder.unfreeze()
+        return encoder
     encoder.add_lora(
         rank=config.lora_rank,
         alpha=config.lora_alpha,
@@ -61,8 +102,26 @@ def prepare(config: TrainConfig) -> TrainingSetup:
         targets=config.lora_targets,
         seed=config.seed,
     )
-    texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
-    sampler = BatchSampler(splits["train"].query, config.batch_size, config.epochs, config.seed)
-    weights = sum(weight.numel() for weight in encoder.adapters().values())
-    log.info("training %s weights of %s, %d pairs per optimizer step", f"{weights:,}", base.name, config.batch_size)
-    return TrainingSetup(config, accelerator, base, encoder, splits, texts, sampler)
+    return encoder
+
+
+def check_teacher(config: TrainConfig, train: Pairs) -> None:
+    """Check that there are scores for a loss that learns from a teacher.
+
+    Raises:
+        UserError: The training pairs have no scores of a teacher, or not on the scale of cosines.
+    """
+    wanted = [name for name in loss_terms(config.loss) if name in TEACHER_LOSSES]
+    if not wanted:
+        return
+    if train.teacher is None or not np.isfinite(train.teacher).any():
+        raise UserError(
+            f"the loss {wanted[0]} needs a teacher's scores, and the training pairs have none",
+            "Add a column teacher_score, or name the column: --teacher_column NAME",
+        )
+    lowest, highest = float(np.nanmin(train.teacher)), float(np.nanmax(train.teacher))
+    if lowest < -1 or highest > 1:
+        raise UserError(
+            f"the teacher's scores go from {lowest:g} to {highest:g}, and cosines from -1 to 1",
+            "Put them on a scale from 0 to 1, e.g. by the sigmoid of a cross-encoder's logits.",
+        )

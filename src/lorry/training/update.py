@@ -16,8 +16,8 @@ from lorry.errors import UserError
 from lorry.model.encoder import Encoder
 from lorry.model.tokens import TokenizedTexts
 from lorry.training.batches import Batch
-from lorry.training.losses import batch_loss
 from lorry.training.memory import is_out_of_memory
+from lorry.training.objective import batch_loss
 
 log = logging.getLogger("lorry")
 
@@ -32,12 +32,14 @@ class Trainer:
     accelerator: Accelerator
     max_tokens: int | None = None
     """Maximum tokens of a forward pass; None for no limit. Halved where memory runs out."""
+    documents_TD: Tensor | None = None
+    """Embeddings of the product texts, where queries alone are trained."""
     weights: dict[str, torch.nn.Parameter] = field(init=False)
     """The adapters by name, fp32."""
     optimizer: AcceleratedOptimizer = field(init=False)
 
     def __post_init__(self) -> None:
-        self.weights = self.encoder.adapters()
+        self.weights = self.encoder.trainable()
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(
                 list(self.weights.values()), lr=self.config.lr, weight_decay=self.config.weight_decay, foreach=True
@@ -57,6 +59,10 @@ class Trainer:
         self.optimizer.zero_grad()
         return loss
 
+    def encoded(self, batch: Batch) -> np.ndarray:
+        """Return the rows of a batch's texts that are encoded: queries alone, where products have their embeddings."""
+        return batch.rows if self.documents_TD is None else batch.rows[: batch.queries]
+
     def backward(self, batch: Batch, step: int) -> Tensor:
         """Add the gradients of the batch's loss to the adapters and return the loss.
 
@@ -65,15 +71,16 @@ class Trainer:
         need this, since they compare texts of different parts.
         Gao et al. 2021 (GradCache), https://arxiv.org/abs/2101.06983
         """
-        lengths = self.texts.lengths_of(batch.rows)
+        rows = self.encoded(batch)
+        lengths = self.texts.lengths_of(rows)
         too_large = self.max_tokens is not None and lengths.sum() > self.max_tokens
         parts = self.encoder.passes(lengths, self.max_tokens) if too_large else []
         if len(parts) < 2:
-            loss = self._loss(self._embed(batch.rows, step, 0), batch)
+            loss = self._loss(self._embed(rows, step, 0), batch)
             self.accelerator.backward(loss)
             return loss.detach()
         with torch.no_grad():
-            pieces = torch.cat([self._embed(batch.rows[part], step, at) for at, part in enumerate(parts)])
+            pieces = torch.cat([self._embed(rows[part], step, at) for at, part in enumerate(parts)])
         embeddings_ND = torch.empty_like(pieces)
         embeddings_ND[torch.from_numpy(np.concatenate(parts))] = pieces
         embeddings_ND.requires_grad_()
@@ -81,13 +88,13 @@ class Trainer:
         self.accelerator.backward(loss)
         assert embeddings_ND.grad is not None
         for at, part in enumerate(parts):
-            piece = self._embed(batch.rows[part], step, at)
+            piece = self._embed(rows[part], step, at)
             piece.backward(embeddings_ND.grad[torch.from_numpy(part)])  # not accelerate's: it is scaled already
         return loss.detach()
 
     def _backward_within_memory(self, batch: Batch, step: int) -> Tensor:
         """Call `backward`; where memory runs out, again with parts of half the tokens, as often as it takes."""
-        lengths = self.texts.lengths_of(batch.rows)
+        lengths = self.texts.lengths_of(self.encoded(batch))
         total, longest = int(lengths.sum()), int(lengths.max())
         while True:
             try:
@@ -111,7 +118,11 @@ class Trainer:
             )
 
     def _loss(self, embeddings_ND: Tensor, batch: Batch) -> Tensor:
-        return batch_loss(self.config, *batch.sides(embeddings_ND), batch.labels)
+        if self.documents_TD is None:
+            return batch_loss(self.config, *batch.sides(embeddings_ND), batch.labels)
+        documents = torch.from_numpy(batch.rows[batch.queries :] - self.texts.queries)
+        text_ND = self.documents_TD[documents].to(embeddings_ND.device)
+        return batch_loss(self.config, embeddings_ND, text_ND, batch.labels)
 
     def _embed(self, rows: np.ndarray, step: int, part: int) -> Tensor:
         if self.config.lora_dropout > 0:

@@ -1,0 +1,122 @@
+"""sentence-transformers with PEFT on the pairs of `quality.py`, trained as its documentation shows."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from homedepot import METRICS, Embed, bundled, quality
+from lorry.data.pairs import Pairs
+
+LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": ["query", "key", "value", "dense"]}
+BATCH_SIZE = 128
+RATES = (2.5e-4, 5e-4, 1e-3)  # learning rates that each loss chooses from
+TUNED_ON = 8_000  # pairs, to choose it
+LOSSES = {
+    "CoSENT": "CoSENTLoss",
+    "AnglE": "AnglELoss",
+    "MNRL": "MultipleNegativesRankingLoss",
+    "OnlineContrastive": "OnlineContrastiveLoss",
+}
+IN_OUR_TIME = ", in the time of Lorry's epoch"
+PEERS = [f"sentence-transformers, {loss}{time}" for time in ("", IN_OUR_TIME) for loss in LOSSES]
+
+
+class Trained(NamedTuple):
+    """A model of sentence-transformers."""
+
+    embed: Embed
+    seconds: float
+    steps: int
+
+
+def train(
+    name: str, pairs: Pairs, tuning: Pairs, validation: Pairs, precision: str, limit: float
+) -> tuple[Trained, float]:
+    """Train for an epoch with the learning rate that does best on validation after training on `tuning`.
+
+    Args:
+        name: One of `PEERS`.
+        pairs: What to train on.
+        tuning: What to choose the learning rate on.
+        validation: What to choose it by.
+        precision: bf16 or fp32.
+        limit: Seconds of a row that is trained in Lorry's time.
+
+    Returns:
+        The model, and the learning rate.
+    """
+    loss = name.removesuffix(IN_OUR_TIME).rpartition(", ")[2]
+    tried = {rate: _train(loss, tuning, precision, rate) for rate in RATES}
+    scores = {rate: _criterion(validation, found.embed) for rate, found in tried.items()}
+    best = max(scores, key=lambda rate: scores[rate])
+    print(f"{name}: {scores}", flush=True)
+    steps = int(limit * tried[best].steps / tried[best].seconds) if name.endswith(IN_OUR_TIME) else -1
+    return _train(loss, pairs, precision, best, steps), best
+
+
+def _criterion(pairs: Pairs, embed: Embed) -> float:
+    found = quality(pairs, embed)
+    return sum(found[key] for key in METRICS)
+
+
+def _train(loss: str, pairs: Pairs, precision: str, rate: float, max_steps: int = -1) -> Trained:
+    from peft import LoraConfig, TaskType
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+        losses,
+    )
+    from sentence_transformers.training_args import BatchSamplers
+
+    model = SentenceTransformer(str(bundled().folder), device="cpu", local_files_only=True)
+    model.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **LORA))
+    on_positives = loss == "MNRL"
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=BATCH_SIZE,
+        num_train_epochs=1,
+        max_steps=max_steps,
+        learning_rate=rate,
+        warmup_ratio=0.1,
+        bf16=precision == "bf16",
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        batch_sampler=BatchSamplers.NO_DUPLICATES if on_positives else BatchSamplers.BATCH_SAMPLER,
+        seed=42,
+    )
+    trainer = SentenceTransformerTrainer(
+        model=model, args=arguments, train_dataset=_rows(loss, pairs), loss=getattr(losses, LOSSES[loss])(model)
+    )
+    began = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - began
+    model.eval()
+
+    def embed(texts: list[str]) -> Tensor:
+        with torch.inference_mode():
+            return model.encode(texts, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float()
+
+    return Trained(embed, seconds, trainer.state.global_step)
+
+
+def _rows(loss: str, pairs: Pairs) -> Any:
+    """Return the pairs as the loss wants them: with grades, with 0/1, or the relevant ones alone."""
+    from datasets import Dataset
+
+    queries, texts = pairs.queries.take(pairs.query), pairs.texts.take(pairs.text)
+    if loss == "MNRL":
+        return Dataset.from_dict({"anchor": queries.to_pylist(), "positive": texts.to_pylist()}).select(
+            pairs.relevant.nonzero()[0]
+        )
+    label = pairs.relevant.astype(int) if loss == "OnlineContrastive" else pairs.gain / pairs.highest_gain
+    name = "label" if loss == "OnlineContrastive" else "score"
+    return Dataset.from_dict({"sentence1": queries.to_pylist(), "sentence2": texts.to_pylist(), name: label.tolist()})

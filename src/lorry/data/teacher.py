@@ -1,0 +1,34 @@
+"""Scores that another model, the teacher, gave the judged pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lorry.data.channel import Channel
+from lorry.data.labels import numbers_of
+from lorry.data.wording import quoted
+from lorry.errors import UserError
+
+
+def teacher_scores(channel: Channel) -> NDArray[np.float32] | None:
+    """Return the teacher's score of each row [N], nan where the cell is empty; None where there is no such column.
+
+    Raises:
+        UserError: A cell holds something else than a finite number.
+    """
+    column = channel.teacher
+    if column is None:
+        return None
+    scores = numbers_of(column.strings).astype(np.float32)
+    empty = pc.equal(pc.utf8_trim_whitespace(column.strings), "").to_numpy()
+    wrong = np.append(~np.isfinite(scores) & ~empty, False)[column.codes]  # the last one for rows without a cell
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise UserError(
+            f"{channel.place_of(row)}: the teacher's score {quoted(column.strings[column.codes[row]].as_py())} is not "
+            "a finite number",
+            "Correct it; leave the cell empty if the teacher did not score the pair.",
+        )
+    return np.append(np.where(empty, np.float32(np.nan), scores), np.float32(np.nan))[column.codes]

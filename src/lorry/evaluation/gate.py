@@ -1,0 +1,162 @@
+"""What the tuned model must reach (`--require "ndcg@10>=+0.005"`), and what it falls short of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lorry.config import LONGEST
+from lorry.errors import UserError, nearest
+from lorry.names import METRICS, OFFICIAL_NDCG
+
+NAMED_SPLITS = ("validation", "test")
+DEFAULT_SPLITS = ("test", "validation", "all", "train")
+"""Where a requirement without a split is measured: the first of these that there is."""
+
+ROUNDING = 1e-12  # more than adding a number to the base model's figure can be off by
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
+_BOUND = re.compile(
+    rf"(?P<reference>base|bm25|random)?\s*(?P<difference>[+-]\s*{_NUMBER})?|(?P<value>{_NUMBER})",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One bound that a metric must reach."""
+
+    text: str
+    """As the user wrote it."""
+    split: str
+    """validation, test, or "": see `DEFAULT_SPLITS`."""
+    metric: str
+    reference: str
+    """Whose figure the number is added to: base, bm25, random, or "" for none."""
+    number: float
+
+    def split_of(self, splits: Collection[str]) -> str:
+        """Return the one of `splits` that it is about."""
+        return self.split or next(name for name in DEFAULT_SPLITS if name in splits)
+
+
+class RequirementError(UserError):
+    """The tuned model is not as good as required.
+
+    Args:
+        phrases: What it falls short of, as `unmet` says it.
+        folder: Where the model is kept.
+    """
+
+    def __init__(self, phrases: Sequence[str], folder: Path) -> None:
+        super().__init__(
+            f"the tuned model does not meet --require: {'; '.join(phrases)}",
+            f"The model is kept in {folder}, model_dir is as it was.",
+        )
+
+
+def read_requirements(text: str) -> list[Requirement]:
+    """Read requirements such as `ndcg@10>=+0.005,test:roc_auc>=0.7`; none where the text is empty.
+
+    Each is `[validation:|test:]METRIC>=BOUND`. A bound with a sign is counted from the base model's figure, one without
+    is the figure itself; `base`, `bm25` or `random` may be followed by a number with a sign.
+
+    Raises:
+        UserError: One of them cannot be read, or no metric could reach it.
+    """
+    return [_read(part.strip()) for part in text.split(",")] if text.strip() else []
+
+
+def check_splits(requirements: Sequence[Requirement], splits: Collection[str]) -> None:
+    """Check that there are pairs of every split that a requirement names.
+
+    Raises:
+        UserError: There are none.
+    """
+    for requirement in requirements:
+        if requirement.split_of(splits) not in splits:
+            raise UserError(
+                f"require has {requirement.text!r}, but there are no {requirement.split} pairs",
+                f"Give {requirement.split} pairs, or leave out the {requirement.split}: before the metric.",
+            )
+
+
+def unmet(
+    requirements: Sequence[Requirement],
+    splits: Mapping[str, Mapping[str, Any]],
+    undefined: Mapping[str, Collection[str]],
+) -> list[str]:
+    """Return a phrase for every requirement that is not met: the figures, and by how much they fall short.
+
+    A metric that the labels do not define meets no requirement.
+
+    Args:
+        requirements: What must be reached; `check_splits` has passed them.
+        splits: By split, the metrics of `random`, `bm25`, `base` and `tuned`, as in metrics.json.
+        undefined: By split, the metrics that its labels do not define (`metrics.undefined`).
+    """
+    phrases = (_shortfall(requirement, splits, undefined) for requirement in requirements)
+    return [phrase for phrase in phrases if phrase]
+
+
+def _read(part: str) -> Requirement:
+    name, sign, bound = (piece.strip() for piece in part.partition(">="))
+    if not (name and sign and bound):
+        _refuse(
+            part, "it is not METRIC>=BOUND", 'Write e.g. --require "ndcg@10>=+0.005", quoted: > is special to a shell.'
+        )
+    split, colon, metric = (piece.strip() for piece in name.rpartition(":"))
+    if colon and split not in NAMED_SPLITS:
+        _refuse(part, "there is no such split", "Write validation: or test: before the metric, or neither.")
+    known = (*METRICS, OFFICIAL_NDCG)
+    if metric not in known:
+        guess = nearest(metric.lower(), known)
+        _refuse(
+            part,
+            "there is no such metric",
+            f"Did you mean {guess}?" if guess else f"The metrics are {', '.join(known)}.",
+        )
+    found = _BOUND.fullmatch(bound)
+    if not found:
+        _refuse(
+            part,
+            "the bound cannot be read",
+            "Give a number to reach, e.g. 0.72, a difference to the base model, e.g. +0.005, or e.g. bm25+0.01.",
+        )
+    number = float("".join((found["value"] or found["difference"] or "0").split()))
+    if not -1 <= number <= 1:
+        _refuse(part, f"no metric is beyond 1, and the number is {number:g}", "Give a share, e.g. 0.72 for 72 %.")
+    return Requirement(part, split, metric, "" if found["value"] else (found["reference"] or "base").lower(), number)
+
+
+def _refuse(part: str, reason: str, hint: str) -> NoReturn:
+    shown = part if len(part) <= LONGEST else part[: LONGEST - 1] + "…"
+    raise UserError(f"require has {shown!r}: {reason}", hint)
+
+
+def _shortfall(
+    requirement: Requirement, splits: Mapping[str, Mapping[str, Any]], undefined: Mapping[str, Collection[str]]
+) -> str:
+    """Return the phrase of `unmet` for one requirement, "" where it is met."""
+    split, metric, block = requirement.split_of(splits), requirement.metric, splits[requirement.split_of(splits)]
+    figure = f"{metric} on {'all pairs' if split == 'all' else split}"
+    if metric.replace(OFFICIAL_NDCG, "ndcg@10") in undefined.get(split, ()):
+        return f"{figure} is not defined by the labels there"
+    if metric not in block["tuned"]:
+        return f"{figure} is not computed for the labels there"
+    value = block["tuned"][metric]
+    start = block[requirement.reference][metric] if requirement.reference else 0.0
+    gap = start + requirement.number - value
+    if gap <= ROUNDING:
+        return ""
+    digits = next(count for count in range(4, 13) if round(gap, count))  # as many as it takes to see the gap
+    phrase = (
+        f"{figure} is {value:.{digits}f}, {gap:.{digits}f} below the required {start + requirement.number:.{digits}f}"
+    )
+    if not requirement.reference:
+        return phrase
+    added = f" {'-' if requirement.number < 0 else '+'} {abs(requirement.number):g}" if requirement.number else ""
+    return f"{phrase} ({requirement.reference} {start:.{digits}f}{added})"
