@@ -95,7 +95,7 @@ test-oldest test-newest: test-%: setup
 	$(BIN)/uv pip install --quiet --python .venv-$* --resolution $(RESOLUTION_$*) --editable '.[bundled,dev]'
 	.venv-$*/bin/python -m pytest
 
-# The tables of the README and docs/benchmarks.md, on Home Depot pairs from LORRY_DATA: the default recipe, and what each loss gives.
+# The tables of the README and docs/benchmarks.md, on Home Depot pairs from LORRY_DATA: the default recipe, and what other recipes give.
 DATA = $(LORRY_DATA)/homedepot
 homedepot: setup
 	@test -d "$(DATA)" || { echo "set LORRY_DATA to the folder that holds homedepot/" >&2; exit 1; }
@@ -104,7 +104,7 @@ homedepot: setup
 	  --output_data_dir runs/homedepot/output
 
 quality: setup
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/quality.py all
 
 # Speed and memory next to sentence-transformers and the loop of the blog post, in turns; best on an idle machine.
 bench: setup

@@ -48,6 +48,21 @@ SHARE = 0.5  # of the update, beside the whole of it
 # Every row is the default but for these options.
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
+    "infonce+3*ranknet": {"loss": "infonce+3*ranknet"},
+    "infonce+5*ranknet": {"loss": "infonce+5*ranknet"},
+    "learning rate 5e-4": {"lr": 5e-4},
+    "temperature 0.02": {"temperature": 0.02},
+    "infonce+5*lambda+0.2*cosent": {"loss": "infonce+5*lambda+0.2*cosent"},
+    "scale 10": {"scale": 10.0},
+    "0.3*infonce+5*ranknet+0.2*cosent": {"loss": "0.3*infonce+5*ranknet+0.2*cosent"},
+    "infonce+10*ranknet+0.2*cosent": {"loss": "infonce+10*ranknet+0.2*cosent"},
+    "infonce+5*listnet+0.2*cosent": {"loss": "infonce+5*listnet+0.2*cosent"},
+    "rank 32": {"lora_rank": 32, "lora_alpha": 64.0},
+    "infonce+5*ranknet+0.5*bce": {"loss": "infonce+5*ranknet+0.5*bce"},
+    "query, key and value, rank 16": {"lora_targets": "qkv"},
+    "query, key and value, rank 8": {"lora_targets": "qkv", "lora_rank": 8},
+    "batch size 240": {"batch_size": 240},
+    "learning rate 2e-3": {"lr": 2e-3},
     "infonce": {"loss": "infonce"},
     "cosent": {"loss": "cosent"},
     "infonce+cosent": {"loss": "infonce+cosent"},
@@ -55,6 +70,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "lambda": {"loss": "lambda"},
     "listnet": {"loss": "listnet"},
     "bce": {"loss": "bce"},
+    "3 epochs": {"epochs": 3},
+    "all weights, learning rate 5e-5": {"lora_rank": 0, "lr": 5e-5},
 }
 LORRY: dict[str, dict[str, Any]] = {
     "Lorry, 1 epoch": {},
@@ -207,9 +224,7 @@ def main() -> None:
             record.setdefault(table, {})[name] = row
             records.save(record, arguments.output)
             print(f"{table}: {name}: {row}", flush=True)
-    record = records.load(arguments.output)
-    for table in chosen or [name for name in TABLES if name in record]:
-        print(f"\n{table}\n\n{TABLE_TEXTS[table](record[table])}")
+    print(table_texts(records.load(arguments.output)))
 
 
 def _figures(block: Mapping[str, float]) -> list[str]:
@@ -247,8 +262,17 @@ def small_table(rows: Mapping[str, Row]) -> str:
     return records.markdown(["", *TITLES, "share of the update"], lines)
 
 
+def table_texts(record: Mapping[str, Mapping[str, Row]]) -> str:
+    """Return all tables of a results file as Markdown, with date and machine of their rows."""
+    texts = {"recipes": recipes_table, "peers": peers_table, "small": small_table}
+    parts = []
+    for table, rows in record.items():
+        made = "; ".join(dict.fromkeys(records.describe(row).rstrip(".") for row in rows.values()))
+        parts.append(f"{made}.\n\n{texts[table](rows)}")
+    return "\n\n".join(parts)
+
+
 TITLES = ("nDCG@10", "ROC-AUC", "pair accuracy")
-TABLE_TEXTS = {"recipes": recipes_table, "peers": peers_table, "small": small_table}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import boto3
 
-HYPERPARAMETERS = {"pretrained_model": "TaylorAI/gte-tiny", "epochs": "1", "batch_size": "240", "lora_rank": "8"}
+HYPERPARAMETERS = {"pretrained_model": "TaylorAI/gte-tiny", "epochs": "1", "batch_size": "96", "lora_rank": "16"}
 METRICS = json.loads(Path(__file__).with_name("metric_definitions.json").read_text())
 
 

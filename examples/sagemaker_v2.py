@@ -30,7 +30,7 @@ def main() -> None:
     settings = {
         "image_uri": options.image,
         "instance_count": 1,
-        "hyperparameters": {"pretrained_model": options.pretrained_model, "epochs": options.epochs, "lora_rank": 8},
+        "hyperparameters": {"pretrained_model": options.pretrained_model, "epochs": options.epochs, "lora_rank": 16},
     }
     if options.role:
         estimator = Estimator(

@@ -31,7 +31,7 @@ def main() -> None:
     settings = {
         "training_image": options.image,
         "base_job_name": "lorry",
-        "hyperparameters": {"pretrained_model": options.pretrained_model, "epochs": options.epochs, "lora_rank": 8},
+        "hyperparameters": {"pretrained_model": options.pretrained_model, "epochs": options.epochs, "lora_rank": 16},
     }
     if options.role:
         trainer = ModelTrainer(

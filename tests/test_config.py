@@ -8,6 +8,7 @@ import pytest
 
 from lorry.config import TrainConfig, add_options, as_dict, from_strings
 from lorry.errors import UserError
+from lorry.loss_sum import LOSSES, dims_of, loss_terms
 
 FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
 
@@ -19,7 +20,8 @@ def read(**values):
 def test_no_strings_give_the_documented_defaults():
     config = read()
     assert config == TrainConfig()
-    assert (config.lora_rank, config.lora_alpha, config.pretrained_model) == (8, 32.0, "TaylorAI/gte-tiny")
+    assert (config.lora_rank, config.lora_alpha, config.pretrained_model) == (16, 32.0, "TaylorAI/gte-tiny")
+    assert (config.loss, config.batch_size, config.lr) == ("infonce+5*ranknet+0.2*cosent", 96, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +91,7 @@ def test_a_hyphen_is_as_good_as_an_underscore():
         ("validation_fraction", "0.6", "0.5 or less"),
         ("small_version", "maybe", "true or false"),
         ("small_version", "", "true or false"),
-        ("loss", "triplet", "infonce+cosent"),
+        ("loss", "triplet", "infonce+5*ranknet"),
         ("precision", "int8", "bf16"),
         ("on_stop", "cry", "checkpoint"),
     ],
@@ -121,6 +123,99 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one(name, near):
         read(**{name: "1"})
     assert name in refused.value.cause
     assert (f"Did you mean {near}?" if near else "--help") in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("loss", "terms"),
+    [
+        ("cosine", {"cosine": 1.0}),
+        ("infonce+5*ranknet+0.2*cosent", {"infonce": 1.0, "ranknet": 5.0, "cosent": 0.2}),
+        (" 2 * lambda + 1e-1*bce ", {"lambda": 2.0, "bce": 0.1}),
+        ("+".join(LOSSES), dict.fromkeys(LOSSES, 1.0)),
+    ],
+)
+def test_a_loss_is_a_sum_with_weights(loss, terms):
+    assert loss_terms(loss) == terms
+    assert read(loss=loss) == TrainConfig(loss=loss.strip())
+
+
+@pytest.mark.parametrize(
+    ("loss", "part", "says"),
+    [
+        ("", "''", "infonce+5*ranknet"),
+        ("infonce+", "''", "infonce+5*ranknet"),
+        ("infonce+ranknt", "'ranknt'", "Did you mean ranknet?"),
+        ("5*lambada", "'5*lambada'", "Did you mean lambda?"),
+        ("2*", "'2*'", "infonce+5*ranknet"),
+        ("ranknet*5", "'ranknet*5'", "infonce+5*ranknet"),
+        ("5ranknet", "'5ranknet'", "Did you mean ranknet?"),
+        ("two*infonce", "'two*infonce'", "infonce+5*ranknet"),
+        ("2*3*infonce", "'2*3*infonce'", "infonce+5*ranknet"),
+        ("0*infonce", "'0*infonce'", "infonce+5*ranknet"),
+        ("infonce+-1*cosent", "'-1*cosent'", "infonce+5*ranknet"),
+        ("inf*infonce", "'inf*infonce'", "infonce+5*ranknet"),
+        ("nan*infonce", "'nan*infonce'", "infonce+5*ranknet"),
+    ],
+)
+def test_a_loss_that_cannot_be_read_is_refused_with_the_part_that_is_wrong(loss, part, says):
+    with pytest.raises(UserError) as refused:
+        TrainConfig(loss=loss)
+    assert refused.value.cause == f"loss is {loss!r}, and {part} is no part of a loss"
+    assert says in refused.value.hint
+
+
+def test_a_loss_is_added_once():
+    with pytest.raises(UserError, match=r"loss is 'cosent\+2\*cosent', and '2\*cosent' is there twice"):
+        TrainConfig(loss="cosent+2*cosent")
+
+
+@pytest.mark.parametrize(("text", "dims"), [("", ()), (" ", ()), ("64", (64,)), ("256,128, 64", (256, 128, 64))])
+def test_dimensions_are_a_list(text, dims):
+    assert dims_of(text) == dims
+    assert read(matryoshka_dims=text).matryoshka_dims == text.strip()
+
+
+@pytest.mark.parametrize("text", ["0", "-8", "8,8", "8,,4", "8.5", "half", "8;4"])
+def test_dimensions_that_cannot_be_read_are_refused(text):
+    with pytest.raises(UserError, match="matryoshka_dims is") as refused:
+        read(matryoshka_dims=text)
+    assert text in refused.value.cause
+    assert "256,128,64" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "loss", "add"),
+    [
+        ("temperature", "0.1", "ranknet+cosent", "infonce"),
+        ("hard_negatives", "4", "cosent", "infonce"),
+        ("scale", "10", "infonce+cosine+margin_mse", "ranknet"),
+    ],
+)
+def test_an_option_without_effect_is_refused_and_the_loss_that_takes_it_is_named(name, value, loss, add):
+    with pytest.raises(UserError) as refused:
+        read(loss=loss, **{name: value})
+    assert refused.value.cause.startswith(f"{name} is ")
+    assert loss in refused.value.cause
+    assert add in refused.value.hint
+    assert getattr(read(loss=f"{loss}+{add}", **{name: value}), name) == float(value)
+    default = FIELDS[name].default
+    assert getattr(read(loss=loss, **{name: str(default)}), name) == default
+
+
+@pytest.mark.parametrize(("name", "value"), [("lora_targets", "qkv"), ("lora_dropout", "0.1")])
+def test_options_of_adapters_are_refused_where_there_are_none(name, value):
+    with pytest.raises(UserError, match=f"{name} is {value}, but lora_rank 0 trains all weights") as refused:
+        read(lora_rank="0", **{name: value})
+    assert refused.value.hint == f"Leave out {name}."
+    assert str(getattr(read(**{name: value}), name)) == value
+    assert read(lora_rank="0").lora_rank == 0
+
+
+def test_patience_needs_the_best_epoch():
+    with pytest.raises(UserError, match="patience needs best_epoch"):
+        read(patience="2", best_epoch="false")
+    assert read(patience="2").best_epoch
+    assert not read(best_epoch="false").patience
 
 
 def test_a_config_survives_the_way_through_strings():

@@ -46,7 +46,7 @@ def main() -> None:
             pytorch_version="2.8.0",
             py_version="py312",
             base_job_name="lorry",
-            hyperparameters={"pretrained_model": options.pretrained_model, "epochs": options.epochs, "lora_rank": 8},
+            hyperparameters={"pretrained_model": options.pretrained_model, "epochs": options.epochs, "lora_rank": 16},
             metric_definitions=json.loads((HERE.parent / "metric_definitions.json").read_text()),
         )
         estimator.fit({"train": options.train}, wait=False)

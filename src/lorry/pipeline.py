@@ -225,6 +225,8 @@ def _interpolate(setup: TrainingSetup, base: SplitScores, stop: threading.Event 
     if share is None:
         share = choose_share(base.metrics, measure)
         log.info("the model gets %.0f%% of the trained update: chosen on validation", 100 * share)
+        if share == 0:
+            log.warning("tuning did not help: the model has the weights of the base model")
     encoder.interpolate(tuned, share)
     return share
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import somersd
 from sklearn.metrics import ndcg_score
 
-from lorry.evaluation.metrics import compare, evaluate, query_ndcg, undefined
+from lorry.evaluation.metrics import evaluate, query_ndcg, rankable_queries, undefined
 from lorry.names import METRICS, OFFICIAL_NDCG
 
 LOG2_3 = np.log2(3)
@@ -121,10 +121,15 @@ def test_official_gain_is_named_and_apart():
     ("gain", "relevant", "score", "expected"),
     [
         # all pairs exact: order cannot matter
-        ([1, 1, 1], [1, 1, 1], [0.1, 0.2, 0.3], (1, 1, 0.5, 1, 0, 0.5)),
-        ([0, 0, 0], [0, 0, 0], [0.1, 0.2, 0.3], (0, 0, 0.5, 0, 0, 0.5)),
+        ([1, 1, 1], [1, 1, 1], [0.1, 0.2, 0.3], (1, 0, 1, 0.5, 1, 0, 0.5)),
+        ([0, 0, 0], [0, 0, 0], [0.1, 0.2, 0.3], (0, 0, 0, 0.5, 0, 0, 0.5)),
         # a scorer that gives everything the same score: AP is the share of relevant pairs
-        ([1, 0, 0], [1, 0, 0], [0.1, 0.1, 0.1], ((1 + 1 / LOG2_3 + 0.5) / 3, 11 / 18, 0.5, 1 / 3, 0, 0.5)),
+        (
+            [1, 0, 0],
+            [1, 0, 0],
+            [0.1, 0.1, 0.1],
+            ((1 + 1 / LOG2_3 + 0.5) / 3, (1 + 1 / LOG2_3 + 0.5) / 3, 11 / 18, 0.5, 1 / 3, 0, 0.5),
+        ),
     ],
 )
 def test_undefined_metrics_stay_neutral_numbers(gain, relevant, score, expected):
@@ -140,7 +145,7 @@ def test_undefined_names_what_labels_cannot_tell():
     assert undefined(query, gain, gain > 0) == list(METRICS)
     # Labels differ between the queries but not within: only the global metrics mean something.
     gain = np.array([1.0, 1.0, 0.0, 0.0])
-    assert undefined(query, gain, gain > 0) == ["ndcg@10", "mrr@10", "pair_accuracy"]
+    assert undefined(query, gain, gain > 0) == ["ndcg@10", "ndcg@10_rankable", "mrr@10", "pair_accuracy"]
     gain = np.array([1.0, 0.1, 1.0, 1.0])
     assert undefined(query, gain, gain > 0) == ["mrr@10", "roc_auc", "average_precision"]
     assert undefined(query, gain, gain > 0.5) == []
@@ -164,39 +169,27 @@ def test_arrays_must_fit():
         evaluate(query[:0], gain[:0], relevant[:0], score[:0])
 
 
-def test_compare_tells_better_and_worse():
-    query, gain, relevant, noise = random_case(5, pairs=2000, queries=200, decimals=9)
-    for name, (low, high) in compare(query, gain, relevant, noise, noise + 0.3 * gain, seed=1).items():
-        assert 0 < low < high < 1, name
-    for name, (low, high) in compare(query, gain, relevant, noise, noise - 0.3 * gain, seed=1).items():
-        assert -1 < low < high < 0, name
+def test_queries_of_equal_gains_do_not_dilute_the_rankable_ndcg():
+    # The first query is in its ideal order, the second reversed, the third cannot be ranked.
+    rows = arrays(
+        *((0, 1, True, 0.9), (0, 0, False, 0.1)),
+        *((1, 1, True, 0.1), (1, 0, False, 0.9)),
+        *((2, 1, True, 0.1), (2, 1, True, 0.9)),
+    )
+    found = evaluate(*rows)
+    assert found["ndcg@10_rankable"] == pytest.approx((1 + 1 / LOG2_3) / 2)
+    assert found["ndcg@10"] == pytest.approx((2 + 1 / LOG2_3) / 3)
+    assert rankable_queries(rows[0], rows[1]) == 2
 
 
-def test_compare_rarely_sees_a_difference_where_there_is_none():
-    # Two random scorers: a 95 % interval leaves 0 out in about one case of twenty.
-    misses = {"ndcg@10": 0, "mrr@10": 0, "pair_accuracy": 0}
-    for seed in range(60):
-        query, gain, relevant, score = random_case(seed, decimals=9)
-        other = np.random.default_rng(seed + 1000).random(len(score))
-        for name, (low, high) in compare(query, gain, relevant, score, other, seed=seed, resamples=300).items():
-            misses[name] += not low < 0 < high
-    assert all(count <= 8 for count in misses.values()), misses
-
-
-def test_compare_holds_the_difference_and_repeats():
-    query, gain, relevant, score = random_case(6)
-    tuned = score + 0.2 * gain
-    intervals = compare(query, gain, relevant, score, tuned, seed=3)
-    before, after = evaluate(query, gain, relevant, score), evaluate(query, gain, relevant, tuned)
-    for name, (low, high) in intervals.items():
-        assert low < after[name] - before[name] < high
-    assert intervals == compare(query, gain, relevant, score, tuned, seed=3)
-    assert intervals != compare(query, gain, relevant, score, tuned, seed=4)
-
-
-def test_compare_leaves_out_what_one_query_cannot_bound():
-    rows = arrays((0, 1, True, 0.1), (0, 0, False, 0.2), (1, 0, False, 0.1), (1, 0, False, 0.2))
-    assert compare(*rows, rows[3], seed=0) == {}
+@pytest.mark.parametrize("seed", range(3))
+def test_rankable_queries_are_those_with_two_gains(seed):
+    query, gain, relevant, score = random_case(seed, decimals=2)
+    ids = [one for one in np.unique(query) if len(set(gain[query == one])) > 1]
+    rows = np.isin(query, ids)
+    assert rankable_queries(query, gain) == len(ids)
+    expected = evaluate(query[rows], gain[rows], relevant[rows], score[rows])["ndcg@10"]
+    assert evaluate(query, gain, relevant, score)["ndcg@10_rankable"] == pytest.approx(expected)
 
 
 def test_query_ndcg_averages_to_the_metric():

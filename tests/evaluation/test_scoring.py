@@ -13,13 +13,14 @@ from lorry.data.synthetic import generate
 from lorry.errors import UserError
 from lorry.evaluation.comparison import compare_models
 from lorry.evaluation.metrics import evaluate
-from lorry.evaluation.scoring import OFFICIAL_SCORER_GAIN, baselines, embed_all, measure, score
+from lorry.evaluation.scoring import OFFICIAL_SCORER_GAIN, baselines, measure, score
+from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.names import METRICS, OFFICIAL_NDCG
 from lorry.signals import StopRequestedError
-from lorry.training.losses import PairLabels, batch_loss
+from lorry.training.objective import PairLabels, batch_loss
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(precision="fp32")
@@ -96,14 +97,20 @@ def test_scores_are_those_of_sentence_transformers(tiny_model, kind, pairs, prom
     assert found.metrics == pytest.approx(measure(pairs, expected), abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["cosine", "infonce", "cosent", "infonce+cosent"])
+@pytest.mark.parametrize(
+    "name", ["cosine", "infonce", "cosent", "lambda+listnet+bce+contrastive", "infonce+5*ranknet+0.2*cosent"]
+)
 def test_the_loss_of_a_split_is_the_training_loss(tiny, pairs, name):
     """One batch of all pairs, so that the order of batches cannot matter."""
     encoder, texts = tiny
     config = TrainConfig(loss=name, batch_size=len(pairs), precision="fp32")
     found = score(encoder, texts, pairs, config)
     everything = torch.nn.functional.normalize(embed_all(encoder, texts, 64), dim=-1)
-    labels = PairLabels(*map(torch.from_numpy, (pairs.query, pairs.text, pairs.gain, pairs.relevant)))
+    grade = pairs.gain / pairs.gain.max()
+    order = np.nonzero((pairs.query[:, None] == pairs.query) & (pairs.gain[:, None] > pairs.gain))
+    labels = PairLabels(
+        *(torch.from_numpy(item) for item in (pairs.query, pairs.text, pairs.gain, grade, pairs.relevant, *order))
+    )
     expected = batch_loss(config, everything[: texts.queries], everything[texts.queries :], labels)
     assert found.loss == pytest.approx(expected.item(), rel=1e-4)
 
@@ -185,7 +192,7 @@ def test_metrics_that_the_labels_leave_undefined_are_named(tiny_model, tmp_path,
     with caplog.at_level("WARNING", "lorry"):
         compare_models([str(tiny_model("bert"))], tmp_path, tmp_path / "metrics.json", CONFIG)
     said = [record.getMessage() for record in caplog.records if "not defined" in record.getMessage()]
-    assert said == ["all: not defined by these labels: ndcg@10, mrr@10, pair_accuracy"]
+    assert said == ["all: not defined by these labels: ndcg@10, ndcg@10_rankable, mrr@10, pair_accuracy"]
 
 
 def test_an_earlier_result_is_replaced(tiny_model, shop_pairs, tmp_path):

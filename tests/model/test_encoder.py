@@ -231,6 +231,77 @@ def test_only_the_adapters_are_trained_and_they_are_fp32(tiny_model, kind):
     assert {weight.dtype for weight in frozen} == {torch.bfloat16}
 
 
+def unfrozen(folder, precision="fp32"):
+    encoder = Encoder(find_pretrained(str(folder)), precision, CPU, master_weights=True)
+    encoder.unfreeze()
+    return encoder
+
+
+def test_full_fine_tuning_trains_whatever_embeddings_depend_on(tiny_model, kind):
+    """The gradients of every weight are those of transformers; BERT's pooler, which no embedding uses, is frozen."""
+    encoder, model = unfrozen(tiny_model(kind)), plain(tiny_model(kind))
+    texts = some_texts(encoder)
+    mine = encoder.trainable()
+    theirs = dict(model.named_parameters())
+    assert {name for name in theirs if name not in mine} == {name for name in theirs if "pooler" in name}
+    theirs = {name: weight for name, weight in theirs.items() if name in mine}
+    found, expected = encoder.embed(packed_of(texts)), padded_embeddings(model, texts, encoder.base.pooling)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    given, wanted = gradients(found, mine), gradients(expected, theirs)
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(given[name], gradient, atol=3e-5, rtol=1e-4, msg=lambda text, name=name: name + text)
+
+
+def test_full_fine_tuning_keeps_fp32_weights_and_computes_in_half_precision(tiny_model, kind):
+    encoder, exact = unfrozen(tiny_model(kind), "bf16"), encoder_of(tiny_model(kind))
+    assert {weight.dtype for weight in encoder.model.parameters()} == {torch.float32}
+    packed = packed_of(some_texts(encoder))
+    found = encoder.embed(packed)
+    with torch.no_grad():
+        expected = exact.embed(packed)
+    assert found.dtype == torch.float32
+    assert 1e-5 < (found - expected).abs().max() < 0.06
+    found.sum().backward()
+    assert {weight.grad.dtype for weight in encoder.trainable().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_adapters_update_is_that_share_of_every_weights_change(tiny_model, kind, share):
+    encoder = encoder_of(tiny_model(kind))
+    encoder.add_lora(**LORA)
+    fill(encoder.trainable())
+    tuned = {name: weight.detach().clone() for name, weight in encoder.trainable().items()}
+    encoder.interpolate(tuned, 0.25)  # what it was set to before does not matter
+    encoder.interpolate(tuned, share)
+    model = plain(tiny_model(kind))
+    weights = dict(model.named_parameters())
+    for name, b in tuned.items():
+        if "lora_B" in name:
+            layer = name.removeprefix("base_model.model.").removesuffix(".lora_B.default.weight")
+            change = LORA["alpha"] / LORA["rank"] * b @ tuned[name.replace("lora_B", "lora_A")]
+            weights[f"{layer}.weight"].data += share * change
+    texts = some_texts(encoder)
+    with torch.no_grad():
+        expected = padded_embeddings(model, texts, encoder.base.pooling)
+        torch.testing.assert_close(encoder.embed(packed_of(texts)), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_full_fine_tuning_lies_between_base_and_tuned_weights(tiny_model, share, precision):
+    encoder = unfrozen(tiny_model("bert"), precision)
+    base = {name: weight.detach().clone() for name, weight in encoder.trainable().items()}
+    fill(encoder.trainable())
+    tuned = {name: weight.detach().clone() for name, weight in encoder.trainable().items()}
+    encoder.interpolate(tuned, 0.25)
+    encoder.interpolate(tuned, share)
+    for name, weight in encoder.trainable().items():
+        expected = (1 - share) * base[name] + share * tuned[name]
+        torch.testing.assert_close(weight.detach(), expected, atol=1e-6, rtol=1e-6)
+        if share in (0, 1):
+            assert torch.equal(weight, (base, tuned)[int(share)][name]), name
+
+
 def test_the_seed_decides_how_adapters_begin(tiny_model):
     begun = []
     for seed in (0, 0, 1):

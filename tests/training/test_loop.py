@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -20,11 +21,15 @@ from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.training.batches import make_batch
 from lorry.training.loop import fit, learning_rate
-from lorry.training.losses import batch_loss
+from lorry.training.objective import batch_loss
 from lorry.training.progress import TrainingLog
+from lorry.training.selection import CRITERION
 from lorry.training.update import Trainer
 
-LOSSES = ["cosine", "infonce", "cosent", "infonce+cosent"]
+LOSSES = [
+    *("infonce", "ranknet", "lambda", "listnet", "cosent", "bce", "cosine", "contrastive", "online_contrastive"),
+    "infonce+5*ranknet+0.2*cosent",
+]
 CPU = torch.device("cpu")
 
 
@@ -71,8 +76,18 @@ class Ground:
         sampler = BatchSampler(self.pairs.query, config.batch_size, config.epochs, config.seed)
         training_log = TrainingLog(sampler.steps)
         trainer = self.trainer(encoder, config)
-        progress = fit(trainer, self.pairs, sampler, training_log, validate=lambda: (0.0, {}))
+        progress = fit(trainer, self.pairs, sampler, training_log, validate=rising())
         return progress, [line for line in training_log.lines if "loss" in line]
+
+
+def scored(scores):
+    """Return a function that gives these scores as those of validation, one a call."""
+    found = iter(scores)
+    return lambda: (0.0, dict.fromkeys(CRITERION, next(found)))
+
+
+def rising():
+    return scored(count())
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +365,78 @@ def test_the_posts_loss_is_logged_as_the_mean_since_the_last_line(ground):
     assert [line["step"] for line in thirds] == [4, 6]
     assert thirds[0]["loss"] == pytest.approx(np.mean([line["loss"] for line in each[:4]]), rel=1e-6)
     assert thirds[1]["loss"] == pytest.approx(np.mean([line["loss"] for line in each[4:]]), rel=1e-6)
+
+
+def epochs(ground, config, scores):
+    """Train with these scores of validation; return (encoder, progress, weights after each epoch)."""
+    encoder = ground.encoder(config)
+    sampler = BatchSampler(ground.pairs.query, config.batch_size, config.epochs, config.seed)
+    validate, after = scored(scores), []
+
+    def watched():
+        after.append(detached(encoder))
+        return validate()
+
+    trainer = ground.trainer(encoder, config)
+    progress = fit(trainer, ground.pairs, sampler, TrainingLog(sampler.steps), validate=watched)
+    return encoder, progress, after
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_the_weights_are_those_of_the_best_epoch(ground):
+    config = TrainConfig(batch_size=80, epochs=3, lr=0.01)
+    encoder, progress, after = epochs(ground, config, [0.5, 0.7, 0.6])
+    assert len(after) == 3
+    assert equal(after[1], detached(encoder))
+    assert not equal(after[1], after[2])
+    assert progress.step == 9
+
+
+def test_the_first_of_equal_epochs_is_the_best(ground):
+    encoder, _, after = epochs(ground, TrainConfig(batch_size=80, epochs=2, lr=0.01), [0.5, 0.5])
+    assert equal(after[0], detached(encoder))
+
+
+def test_without_best_epoch_the_weights_are_those_of_the_last(ground):
+    config = TrainConfig(batch_size=80, epochs=2, lr=0.01, best_epoch=False)
+    encoder, _, after = epochs(ground, config, [0.7, 0.5])
+    assert equal(after[1], detached(encoder))
+
+
+@pytest.mark.parametrize(("patience", "steps"), [(0, 15), (1, 9), (2, 12)])
+def test_training_ends_when_no_epoch_was_better_for_so_long(ground, patience, steps):
+    config = TrainConfig(batch_size=80, epochs=5, lr=0.01, patience=patience)
+    encoder, progress, after = epochs(ground, config, [0.5, 0.7, 0.6, 0.6, 0.6])
+    assert progress.step == steps
+    assert equal(after[1], detached(encoder))
+
+
+def test_queries_alone_are_trained_beside_fixed_products(ground, watch):
+    """The gradients are those of the queries' side; products enter as they are given."""
+    config = TrainConfig(batch_size=80)
+    encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
+    fixed = torch.nn.functional.normalize(torch.randn(len(ground.pairs.texts), encoder.width), dim=-1)
+    trainer = ground.trainer(encoder, config)
+    trainer.documents_TD = fixed
+    loss = trainer.backward(batch, 0)
+    found = {name: weight.grad.clone() for name, weight in encoder.trainable().items()}
+    for weight in encoder.trainable().values():
+        weight.grad = None
+    queries = encoder.embed(ground.texts.take(batch.rows[: batch.queries]))
+    products = fixed[torch.from_numpy(batch.rows[batch.queries :] - ground.texts.queries)]
+    expected = batch_loss(config, queries, products, batch.labels)
+    expected.backward()
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
+    assert all(torch.allclose(weight.grad, found[name], atol=1e-7) for name, weight in encoder.trainable().items())
+    assert trainer.encoded(batch).tolist() == batch.rows[: batch.queries].tolist()
+
+
+def test_mined_negatives_change_what_infonce_learns(ground):
+    config = TrainConfig(batch_size=80, loss="infonce", lr=0.01)
+    plain_encoder, mined_encoder = ground.encoder(config), ground.encoder(config)
+    ground.fit(plain_encoder, config)
+    ground.fit(mined_encoder, replace(config, hard_negatives=2))
+    assert not equal(detached(plain_encoder), detached(mined_encoder))

@@ -36,8 +36,8 @@ def tell(training_log, *, first=0):
         for step in range(first + 1, 11):
             training_log.step(24)
             if step % 5 == 0:
-                training_log.train(step, epoch=step / 10, loss=1.5 / step, lr=1e-6)
-        training_log.evaluate(10, epoch=1.0, split="validation", loss=0.0625, metrics=METRICS)
+                training_log.train(step, step / 10, loss=1.5 / step, lr=1e-6)
+        training_log.evaluate(10, 1.0, loss=0.0625, metrics=METRICS)
 
 
 def test_lines_are_found_by_the_metric_definitions_of_the_post_and_of_a_job(said):
@@ -105,5 +105,5 @@ def test_time_left_and_speed_count_from_where_a_continued_run_began(said, monkey
         for _ in range(5):
             now[0] += 2
             training_log.step(30)
-        training_log.train(15, epoch=0.75, loss=1.0, lr=0.1)
+        training_log.train(15, 0.75, loss=1.0, lr=0.1)
     assert "pairs_per_second=15.0; seconds_left=10;" in said.getvalue()

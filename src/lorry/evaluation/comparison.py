@@ -12,7 +12,9 @@ from lorry.errors import UserError
 from lorry.evaluation import metrics, scoring
 from lorry.evaluation.gate import Requirement, check_splits, read_requirements, unmet
 from lorry.hardware import make_accelerator
+from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
+from lorry.model.merge import DOCUMENT_MODEL
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.names import METRICS
@@ -46,8 +48,12 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
     for split, pairs in channel.items():
         scores: dict[str, dict[str, float]] = {}
         for name, base in bases.items():
-            encoder = Encoder(base, precision, accelerator.device)
-            scores[name] = scoring.score(encoder, tokenize(pairs, base), pairs, config).metrics
+            texts, encoder = tokenize(pairs, base), Encoder(base, precision, accelerator.device)
+            documents_TD = None
+            if (folder := base.folder / DOCUMENT_MODEL).is_dir():  # queries alone were trained
+                other = Encoder(find_pretrained(str(folder), config.max_length), precision, accelerator.device)
+                documents_TD = embed_all(other, texts, config.eval_batch_size, side="document")
+            scores[name] = scoring.score(encoder, texts, pairs, config, documents_TD=documents_TD).metrics
             log.info("%s: %s", name, " ".join(f"{key}={value:.4f};" for key, value in scores[name].items()))
         undefined[split] = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
         if undefined[split]:

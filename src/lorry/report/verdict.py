@@ -43,7 +43,9 @@ def verdict_of(facts: ReportFacts) -> Verdict:
     caveats = [*_against(kind, differences), *_overlap(facts, split), *_caveats(split, block, undefined)]
     return Verdict(
         kind=kind,
-        headline=_headline(facts, kind, differences, f"on the {split} split ({block['queries_rankable']:,} queries)"),
+        headline=_headline(
+            facts, kind, differences, f"on the {split} split ({block['queries_rankable']:,} queries that can be ranked)"
+        ),
         line=f"VERDICT: {answer}: {_evidence(split, block, differences)}",
         figures=[*(_figure(block, name, item) for name, item in differences.items()), *_share(facts.interpolation)],
         caveats=caveats,

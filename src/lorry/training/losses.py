@@ -155,7 +155,7 @@ def graded_cross_entropy_loss(cosine_B: Tensor, grade_B: Tensor, scale: float) -
     The logit of a pair is scale * (cos - mean cos) plus that of the mean grade, so that no model needs a threshold of
     its own. After BiXSE, https://arxiv.org/abs/2508.06781, which learns scale and threshold.
     """
-    centre, prior = cosine_B.mean().detach(), grade_B.mean().clamp(0.01, 0.99)
+    centre, prior = cosine_B.mean(), grade_B.mean().clamp(0.01, 0.99)
     return functional.binary_cross_entropy_with_logits(scale * (cosine_B - centre) + prior.logit(), grade_B)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lorry.config import TrainConfig, dims_of, loss_terms
+from lorry.config import TrainConfig
+from lorry.loss_sum import dims_of, loss_terms
 from lorry.training import losses
 
 GRADE_LOGIT = 4.0  # by which the best grade's logit exceeds the lowest one's in listnet

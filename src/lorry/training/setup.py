@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from lorry.config import TEACHER_LOSSES, TrainConfig, dims_of, loss_terms
+from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs, read_splits
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
 from lorry.hardware import choose_precision, describe, make_accelerator
+from lorry.loss_sum import TEACHER_LOSSES, dims_of, loss_terms
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.pretrained import PretrainedModel, find_pretrained
