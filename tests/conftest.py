@@ -35,7 +35,8 @@ def _own_logger():
     log = logging.getLogger("lorry")
     kept = log.handlers, log.level, log.propagate
     yield
-    log.handlers, log.level, log.propagate = kept
+    log.handlers, level, log.propagate = kept
+    log.setLevel(level)  # which also makes it forget what was enabled before
 
 
 @pytest.fixture(autouse=True)

@@ -120,20 +120,20 @@ def test_lorry_json_says_where_the_model_comes_from(run, place):
     assert facts["proof"]["merged_to_base"] < 1
 
 
-def test_query_key_and_value_alone_differ_from_the_base_model(run, place):
+def test_the_linear_layers_alone_differ_from_the_base_model(run, place):
     base = load_file(place[1]["pretrained_model"] / "model.safetensors")
     tuned = load_file(run.model / "model.safetensors")
     changed = {name for name in tuned if not torch.equal(tuned[name], base[name].float())}
-    wanted = {name for name in base if re.search(r"\.(query|key|value)\.weight$", name)}
+    wanted = {name for name in base if re.search(r"\.(query|key|value|dense)\.weight$", name) and "pooler" not in name}
     assert changed == wanted
-    assert len(wanted) == 6
+    assert len(wanted) == 12
 
 
 def test_the_adapter_is_of_the_size_that_was_asked_for(run):
     settings = json.loads((run.model / "adapter" / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (4, 16)
     weights = load_file(run.model / "adapter" / "adapter_model.safetensors")
-    assert {tuple(weight.shape) for name, weight in weights.items() if "lora_A" in name} == {(4, 32)}
+    assert {tuple(weight.shape) for name, weight in weights.items() if "lora_A" in name} == {(4, 32), (4, 64)}
 
 
 def test_training_jsonl_has_an_object_a_logged_step(run):

@@ -1,5 +1,7 @@
 """How sure a difference is, against libraries on repeated rows and against known differences."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -8,7 +10,7 @@ from test_metrics import arrays, random_case
 
 from lorry.evaluation import intervals
 from lorry.evaluation.intervals import compare
-from lorry.evaluation.metrics import evaluate
+from lorry.evaluation.metrics import evaluate, query_ndcg
 from lorry.names import METRICS
 
 
@@ -24,6 +26,36 @@ def test_weighted_metrics_are_those_of_the_rows_repeated(seed):
         assert found["roc_auc"][draw] == pytest.approx(roc_auc_score(relevant[rows], score[rows]))
         assert found["average_precision"][draw] == pytest.approx(average_precision_score(relevant[rows], score[rows]))
         assert found["spearman"][draw] == pytest.approx(spearmanr(score[rows], gain[rows]).statistic)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_p_is_the_share_of_sign_flips_that_change_as_much(seed):
+    # With eight queries every flip can be tried, and none is left to chance.
+    query, gain, relevant, score = random_case(seed, pairs=60, queries=8, decimals=9)
+    tuned = score + 0.2 * gain
+    before, after = query_ndcg(query, gain, score), query_ndcg(query, gain, tuned)
+    difference = np.array([after[one] - before[one] for one in before])
+    sums = np.array([difference @ signs for signs in itertools.product([-1, 1], repeat=len(difference))])
+    as_much = np.abs(sums) >= abs(difference.sum()) - 1e-12
+    assert compare(query, gain, relevant, score, tuned, seed=0)["ndcg@10"].p == pytest.approx(as_much.mean())
+
+
+def test_intervals_are_those_of_queries_drawn_one_by_one():
+    query, gain, relevant, score = random_case(10, pairs=240, queries=30, decimals=2)
+    tuned = score + 0.1 * gain
+    rows_of = [np.flatnonzero(query == one) for one in range(30)]
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(400):
+        parts = [rows_of[one] for one in rng.integers(0, 30, 30)]
+        rows, new_query = np.concatenate(parts), np.repeat(np.arange(30), [len(part) for part in parts])
+        before, after = (evaluate(new_query, gain[rows], relevant[rows], s[rows]) for s in (score, tuned))
+        drawn.append([after[name] - before[name] for name in METRICS])
+    lows, highs = np.percentile(drawn, [2.5, 97.5], axis=0)
+    found = compare(query, gain, relevant, score, tuned, seed=0)
+    for name, low, high in zip(METRICS, lows, highs, strict=True):
+        near = 0.15 * (high - low)  # 400 draws place the ends no better
+        assert found[name].low == pytest.approx(low, abs=near), name
+        assert found[name].high == pytest.approx(high, abs=near), name
 
 
 def test_better_and_worse_are_told_in_every_metric():
@@ -79,6 +111,17 @@ def test_drawing_in_pieces_is_as_good(monkeypatch):
         assert pieces[name].high == pytest.approx(change.high, abs=0.02), name
 
 
+def test_many_queries_and_pairs_get_fewer_draws(monkeypatch):
+    query, gain, relevant, score = random_case(11)
+    monkeypatch.setattr(intervals, "WORK", 150 * len(query))
+    for name, change in compare(query, gain, relevant, score, gain, seed=0).items():
+        draws = 150 if name in ("roc_auc", "average_precision", "spearman") else 1000
+        assert change.p == pytest.approx(2 / (draws + 1)), name  # the least there is with so many draws
+    monkeypatch.setattr(intervals, "WORK", 1)
+    for name, change in compare(query, gain, relevant, score, gain, seed=0).items():
+        assert change.p == pytest.approx(2 / 101), name
+
+
 def test_what_cannot_be_compared_is_left_out():
     one_query = arrays((0, 1, True, 0.1), (0, 0, False, 0.2))
     assert compare(*one_query, one_query[3], seed=0) == {}
@@ -86,7 +129,7 @@ def test_what_cannot_be_compared_is_left_out():
     everything = np.ones_like(relevant)
     found = compare(query, gain, everything, score, score[::-1].copy(), seed=0)
     assert not {"roc_auc", "average_precision"} & set(found)
-    same = np.ones_like(gain)
-    assert not {"ndcg@10_rankable", "pair_accuracy", "spearman"} & set(
-        compare(query, same, relevant, score, score, seed=0)
-    )
+    assert compare(query, np.ones_like(gain), everything, score, score[::-1].copy(), seed=0) == {}
+    by_query = np.where(query % 2 == 0, 1.0, 0.0)  # labels differ between queries alone
+    found = compare(query, by_query, by_query > 0, score, score[::-1].copy(), seed=0)
+    assert set(found) == {"roc_auc", "average_precision", "spearman"}

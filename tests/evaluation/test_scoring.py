@@ -60,6 +60,13 @@ def test_texts_are_embedded_in_their_own_order(tiny):
             torch.testing.assert_close(found[index], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_one_side_may_be_embedded_alone(tiny):
+    encoder, texts = tiny
+    whole = embed_all(encoder, texts, 7)
+    for side, expected in (("query", whole[: texts.queries]), ("document", whole[texts.queries :])):
+        torch.testing.assert_close(embed_all(encoder, texts, 5, side=side), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 8, 10_000])
 def test_the_batch_size_changes_nothing(tiny, batch_size):
     torch.testing.assert_close(embed_all(*tiny, batch_size), embed_all(*tiny, 32), atol=1e-5, rtol=1e-5)
@@ -112,6 +119,19 @@ def test_the_loss_of_a_split_is_the_training_loss(tiny, pairs, name):
         *(torch.from_numpy(item) for item in (pairs.query, pairs.text, pairs.gain, grade, pairs.relevant, *order))
     )
     expected = batch_loss(config, everything[: texts.queries], everything[texts.queries :], labels)
+    assert found.loss == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_products_may_come_with_embeddings_of_another_model(tiny, pairs):
+    encoder, texts = tiny
+    config = TrainConfig(loss="cosine", batch_size=len(pairs), precision="fp32")
+    products = torch.randn(len(pairs.texts), 32, generator=torch.Generator().manual_seed(1))
+    found = score(encoder, texts, pairs, config, documents_TD=products)
+    queries = embed_all(encoder, texts, 64)[: texts.queries]
+    cosine = torch.cosine_similarity(queries[pairs.query], products[pairs.text])
+    np.testing.assert_allclose(found.scores, cosine.numpy(), atol=1e-5)
+    assert found.metrics == measure(pairs, found.scores)
+    expected = torch.where(torch.from_numpy(pairs.relevant), 1 - cosine, cosine.clamp(min=1e-6)).mean()
     assert found.loss == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -205,3 +225,17 @@ def test_an_earlier_result_is_replaced(tiny_model, shop_pairs, tmp_path):
 def test_a_folder_for_a_file_is_refused_before_anything_is_done(tiny_model, tmp_path):
     with pytest.raises(UserError, match=r"is a folder.*--output"):
         compare_models([str(tiny_model("bert"))], tmp_path / "no such", tmp_path, CONFIG)
+
+
+def test_products_may_have_embeddings_of_their_own(tiny, pairs):
+    """Where queries alone are trained: products are those of another model, here turned around."""
+    encoder, texts = tiny
+    turned = -embed_all(encoder, texts, side="document")
+    found = score(encoder, texts, pairs, CONFIG, documents_TD=turned)
+    np.testing.assert_allclose(found.scores, -score(encoder, texts, pairs, CONFIG).scores, atol=1e-5)
+
+
+def test_a_side_alone_is_that_part_of_all(tiny):
+    encoder, texts = tiny
+    sides = [embed_all(encoder, texts, side=side) for side in ("query", "document")]
+    torch.testing.assert_close(torch.cat(sides), embed_all(encoder, texts), atol=1e-5, rtol=1e-5)

@@ -316,7 +316,7 @@ OTHERS = {
     "dpr": lambda: (transformers.DPRConfig(**SMALL, **TEXT), "cannot encode texts"),
     "vilt": lambda: (transformers.ViltConfig(**SMALL, **TEXT, **IMAGE), "cannot encode texts"),
     "gpt2": lambda: (
-        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **TEXT), "It has no linear layers"
+        transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, **TEXT), "no linear layer found"
     ),
     "longformer": lambda: (
         transformers.LongformerConfig(**SMALL, **TEXT, attention_window=[16, 16]), "cannot be trained"

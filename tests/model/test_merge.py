@@ -13,8 +13,9 @@ from transformers import AutoModel, AutoTokenizer
 from lorry import pipeline
 from lorry.config import TrainConfig, from_strings
 from lorry.errors import UserError
+from lorry.model import merge as merge_module
 from lorry.model.encoder import Encoder
-from lorry.model.merge import MergeError, merge
+from lorry.model.merge import DOCUMENT_MODEL, MergeError, export, merge
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import find_pretrained
 
@@ -48,6 +49,7 @@ def trained(tiny_model, shop_pairs, tmp_path_factory):
             folder = tmp_path_factory.mktemp("run")
             base = tiny_model(kind, **options)
             settings = {"lr": "0.02", "batch_size": "24", "precision": "fp32", "lora_rank": "4", "epochs": "2"}
+            settings["interpolation"] = "1"  # whether it helps or not
             paths = {"train": pairs, "model_dir": folder / "model", "output_data_dir": folder / "output"}
             paths |= {"pretrained_model": base}
             pipeline.run(from_strings(TrainConfig, settings | {name: str(path) for name, path in paths.items()}))
@@ -170,9 +172,9 @@ def test_only_the_targets_changed(trained):
     base, model = trained("bert")
     before, after = (load_file(folder / "model.safetensors") for folder in (base, model))
     changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
-    assert changed == {
-        f"encoder.layer.{layer}.attention.self.{name}.weight" for layer in (0, 1) for name in ("query", "key", "value")
-    }
+    linear = [f"attention.{name}" for name in ("self.query", "self.key", "self.value", "output.dense")]
+    linear += ["intermediate.dense", "output.dense"]
+    assert changed == {f"encoder.layer.{layer}.{name}.weight" for layer in (0, 1) for name in linear}
 
 
 def test_lorry_json_says_where_the_model_comes_from(trained):
@@ -273,3 +275,85 @@ def test_a_model_that_learnt_nothing_is_refused(adapted, tmp_path):
     encoder, probe = adapted(scale=0.0)
     with pytest.raises(UserError, match="nothing was learnt"):
         merge(tmp_path, encoder, probe)
+
+
+def share_of(encoder, share):
+    """Keep this share of what the encoder has learnt."""
+    encoder.interpolate({name: weight.detach().clone() for name, weight in encoder.trainable().items()}, share)
+
+
+def test_a_share_of_the_update_is_merged_and_proved(adapted, kind, tmp_path):
+    encoder, probe = adapted(kind)
+    whole = merge(tmp_path / "whole", encoder, probe)
+    share_of(encoder, 0.5)
+    half = merge(tmp_path / "half", encoder, probe)
+    assert half.merged_to_adapter > 0.999999
+    assert whole.merged_to_base < half.merged_to_base < 0.9999
+    base, full, between = (
+        load_file(folder / "model.safetensors")
+        for folder in (encoder.base.folder, tmp_path / "whole", tmp_path / "half")
+    )
+    for name, weight in between.items():
+        torch.testing.assert_close(weight, (base[name] + full[name]) / 2, atol=1e-6, rtol=1e-5)
+
+
+def test_nothing_of_the_update_is_the_base_model_and_may_be_merged(adapted, tmp_path):
+    encoder, probe = adapted()
+    share_of(encoder, 0.0)
+    proof = merge(tmp_path, encoder, probe, changed=False)
+    assert proof.merged_to_base == pytest.approx(1, abs=1e-6)
+    base, merged = (load_file(folder / "model.safetensors") for folder in (encoder.base.folder, tmp_path))
+    assert all(torch.equal(weight, base[name]) for name, weight in merged.items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_after_full_fine_tuning_there_is_no_adapter(tiny_model, kind, precision, tmp_path):
+    encoder = Encoder(find_pretrained(str(tiny_model(kind))), precision, CPU, master_weights=True)
+    encoder.unfreeze()
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in encoder.trainable().values():
+            weight.add_(torch.randn(weight.shape, generator=random) * 0.1)
+    ids = tokenized(tiny_model(kind), TEXTS)
+    probe = TokenSequences(np.concatenate(ids), np.array([len(text) for text in ids]))
+    proof = merge(tmp_path, encoder, probe)
+    assert proof.merged_to_base < 0.999
+    assert proof.reload_gap < 1e-6
+    assert not (tmp_path / "adapter").exists()
+    saved = load_file(tmp_path / "model.safetensors")
+    trained = encoder.model.state_dict()
+    assert all(torch.equal(weight, trained[name]) for name, weight in saved.items())
+    same(SentenceTransformer(str(tmp_path)).encode(TEXTS), through_lorry(tmp_path, TEXTS))
+
+
+def test_where_queries_alone_were_trained_documents_keep_the_base_model(adapted, kind, tmp_path):
+    encoder, probe = adapted(kind)
+    proof = export(tmp_path, encoder, probe, side="query")
+    documents = tmp_path / DOCUMENT_MODEL
+    assert proof.documents_changed == 0
+    assert torch.equal(through_lorry(documents, TEXTS), through_lorry(encoder.base.folder, TEXTS))
+    same(SentenceTransformer(str(documents)).encode(TEXTS), through_lorry(encoder.base.folder, TEXTS))
+    with torch.inference_mode():
+        same(through_lorry(tmp_path, TEXTS), encoder.embed(probe))
+    assert (through_lorry(tmp_path, TEXTS) - through_lorry(documents, TEXTS)).abs().max() > 0.01
+
+
+def test_where_both_sides_were_trained_there_is_one_model(adapted, tmp_path):
+    encoder, probe = adapted()
+    assert export(tmp_path, encoder, probe, side="both").documents_changed is None
+    assert not (tmp_path / DOCUMENT_MODEL).exists()
+
+
+def test_a_document_model_that_is_not_the_base_is_refused(adapted, tmp_path, monkeypatch):
+    encoder, probe = adapted()
+    save = merge_module.save_model
+
+    def wrong(folder, model):
+        if folder.name == DOCUMENT_MODEL:
+            with torch.no_grad():
+                model.model.get_input_embeddings().weight.mul_(1.001)
+        save(folder, model)
+
+    monkeypatch.setattr(merge_module, "save_model", wrong)
+    with pytest.raises(MergeError, match="the model of the documents differs from the base model"):
+        export(tmp_path, encoder, probe, side="query")

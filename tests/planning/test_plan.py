@@ -13,12 +13,14 @@ from command import lorry
 from lorry.evaluation import scoring
 from lorry.hardware import choose_precision
 from lorry.logs import duration
+from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import find_pretrained
 from lorry.planning import cost
 from lorry.planning.cost import Tokens
 from lorry.planning.plan import prices
+from lorry.training import loop, setup
 from test_cli import assert_one_line, rows
 
 
@@ -56,16 +58,34 @@ def test_steps_and_tokens_are_those_of_the_real_run(place, planned):
     assert number(r"tokens +([\d,]+) in training", planned) == training["tokens"]
 
 
-def test_tokens_of_evaluation_are_what_a_real_run_encodes_beside_its_steps(place, planned, monkeypatch):
+RECIPES = {
+    "default": {},
+    "a share that is given": {"interpolation": 1},
+    "mined negatives": {"hard_negatives": 6},
+    "queries alone": {"train_side": "query"},
+    "both": {"train_side": "query", "hard_negatives": 6, "interpolation": 1},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_tokens_of_evaluation_are_what_a_real_run_encodes_beside_its_steps(place, recipe, monkeypatch):
     folder, options = place
-    encoded, embed_all = [], scoring.embed_all
+    changes = RECIPES[recipe]
+    encoded = []
 
-    def counting(encoder, texts, *rest):
-        encoded.append(int(texts.lengths.sum()))
-        return embed_all(encoder, texts, *rest)
+    def counting(encoder, texts, *rest, side="both"):
+        lengths = {"both": texts.lengths, "query": texts.lengths[: texts.queries]}.get(
+            side, texts.lengths[texts.queries :]
+        )
+        encoded.append(int(lengths.sum()))
+        return embed_all(encoder, texts, *rest, side=side)
 
-    monkeypatch.setattr(scoring, "embed_all", counting)
-    assert lorry("train", **options, model_dir=folder / "model", output_data_dir=folder / "output").code == 0
+    for module in (scoring, loop, setup):
+        monkeypatch.setattr(module, "embed_all", counting)
+    ended = lorry("train", **options | changes, model_dir=folder / recipe, output_data_dir=folder / "output")
+    assert ended.code == 0, ended.output
+    monkeypatch.undo()
+    planned = lorry("plan", **options | changes).output
     assert number(r"([\d,]+) in evaluation", planned) == sum(encoded)
 
 
@@ -104,11 +124,12 @@ def test_the_products_of_a_known_model_counted_by_hand(tiny_model):
     products = cost.products_of(encoder_of(tiny_model("bert"), rank=8).model)
     # two layers of query, key, value, output (32 x 32) and the two of the feed-forward network (32 x 64)
     assert products.frozen == 2 * (4 * 32 * 32 + 2 * 32 * 64)
-    assert products.adapters == 2 * 3 * (8 * 32 + 32 * 8)
+    # of rank 8, on all of them: as many rows of the input's width and columns of the output's
+    assert products.adapters == 2 * 8 * (4 * (32 + 32) + 2 * (32 + 64))
     assert products.attention == 2 * 32
     ten_twice = Tokens(10, 100) * 2
-    assert products.encoding(ten_twice) == 20 * 2 * (16384 + 3072) + 2 * 4 * 64 * 100
-    assert products.training(ten_twice) == 20 * (4 * 16384 + 6 * 3072) + 2 * 12 * 64 * 100
+    assert products.encoding(ten_twice) == 20 * 2 * (16384 + 7168) + 2 * 4 * 64 * 100
+    assert products.training(ten_twice) == 20 * (4 * 16384 + 6 * 7168) + 2 * 12 * 64 * 100
 
 
 def test_the_products_are_those_that_torch_counts(kind, tiny_model):
@@ -158,4 +179,6 @@ def test_a_mistake_is_one_line_as_in_training(words, says, tmp_path, tiny_model,
 def test_the_bundled_model_is_planned_without_network(tmp_path):
     ended = lorry("plan", train=rows(tmp_path / "train"), pretrained_model="bundled", precision="fp32")
     assert ended.code == 0, ended.output
-    assert number(r"work +([\d.]+) MFLOP", ended.output) == pytest.approx(21.2, abs=0.5)
+    # Six layers 384 wide, 1536 between: the products themselves, and adapters of rank 16 on all of them.
+    weights = 6 * (4 * 384 * 384 + 2 * 384 * 1536) + 6 * 16 * (4 * (384 + 384) + 2 * (384 + 1536))
+    assert number(r"work +([\d.]+) MFLOP", ended.output) == pytest.approx(2 * weights / 1e6, abs=0.05)

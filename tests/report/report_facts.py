@@ -6,6 +6,7 @@ import numpy as np
 
 from lorry.config import TrainConfig, as_dict
 from lorry.data.health import Health, Overlap
+from lorry.evaluation.intervals import Change
 from lorry.names import METRICS
 from lorry.report.changes import QueryChange
 from lorry.report.facts import ReportFacts, ScoresByLabel
@@ -16,7 +17,8 @@ NO_CHARTS = {"log": [], "scores": {}}  # drawing takes most of the time
 def block(**tuned):
     low = dict.fromkeys(METRICS, 0.5)
     base = dict.fromkeys(METRICS, 0.7)
-    return {"pairs": 1200, "queries": 90, "random": low, "bm25": {**low}, "base": base, "tuned": {**base, **tuned}}
+    counts = {"pairs": 1200, "queries": 90, "queries_rankable": 80}
+    return {**counts, "random": low, "bm25": {**low}, "base": base, "tuned": {**base, **tuned}}
 
 
 def overlapping():
@@ -31,7 +33,7 @@ def make_facts(**changes):
     label = rng.integers(0, 2, 400)
     facts = ReportFacts(
         metrics={
-            "splits": {"validation": block(), "test": block(**{"ndcg@10": 0.75})},
+            "splits": {"validation": block(), "test": block(**{"ndcg@10": 0.75, "ndcg@10_rankable": 0.75})},
             "training": {
                 "pairs": 5000,
                 "tokens": 123_456,
@@ -47,7 +49,12 @@ def make_facts(**changes):
         environment={"device": "CPU", "precision": "bf16", "torch": "2.13.0"},
         log=[{"step": step, "loss": 2 / step, "lr": 1e-3} for step in range(10, 2000, 10)]
         + [{"step": step, "eval_loss": 1.0, "ndcg@10": 0.7 + step / 1e5} for step in (0, 1000, 2000)],
-        intervals={"test": {"ndcg@10": (0.04, 0.06), "pair_accuracy": (-0.01, 0.02)}},
+        differences={
+            "test": {
+                "ndcg@10_rankable": Change(0.05, 0.04, 0.06, 0.001),
+                "pair_accuracy": Change(0.0, -0.01, 0.02, 0.8),
+            }
+        },
         scores={"test": ScoresByLabel(("E", "I"), label, rng.random(400), rng.random(400))},
         health={
             "train": Health(

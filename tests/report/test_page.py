@@ -56,8 +56,8 @@ def visible(html):
 def test_page_says_what_happened(tmp_path):
     text = visible(page(tmp_path, make_facts()))
     for words in (
-        "The tuned model ranks better than the base model on the test split (90 queries).",
-        "nDCG@10 0.7000 → 0.7500 (+0.0500; 95% interval +0.0400 to +0.0600).",
+        "The tuned model ranks better than the base model: nDCG@10 0.7000 → 0.7500 over the 80 queries",
+        "nDCG@10, rankable queries 0.7000 → 0.7500 (+0.0500; 95% interval +0.0400 to +0.0600, p 0.001).",
         "1,200 judged pairs, 90 queries",
         "1 h 02 min",
         "2.00 GiB",
@@ -67,7 +67,7 @@ def test_page_says_what_happened(tmp_path):
         "saw 0.50 → 0.90 hammer (I) hand saw (E)",
         "nail 0.90 → 0.40 nails (E) nail polish (I)",
         "lorry train --train '/home/me/secret/train' --lr 0.00123",
-        "lora_rank 8",
+        "lora_rank 16",
         "small_version false",
         "checkpoint_dir –",
         "torch 2.13.0",
@@ -112,7 +112,7 @@ def test_user_text_is_escaped_everywhere(tmp_path):
 
 
 def test_page_has_what_there_is(tmp_path):
-    bare = make_facts(**NO_CHARTS, health={}, changes=[], intervals={})
+    bare = make_facts(**NO_CHARTS, health={}, changes=[], differences={})
     text = visible(page(tmp_path, bare))
     assert "Before and after" in text
     for heading in ("Similarity by label", "Queries that changed most", "Loss", "not read"):
@@ -143,7 +143,8 @@ def test_labels_that_do_not_differ(tmp_path):
 def test_takes_what_evaluate_returns(tmp_path):
     query, gain = np.repeat(np.arange(4), 3), np.tile([1.0, 0.1, 0.0], 4)
     found = evaluate(query, gain, gain > 0.05, np.arange(12.0), official_gain=gain)
-    splits = {"test": {"pairs": 12, "queries": 4, "random": found, "bm25": found, "base": found, "tuned": found}}
+    counts = {"pairs": 12, "queries": 4, "queries_rankable": 4}
+    splits = {"test": {**counts, "random": found, "bm25": found, "base": found, "tuned": found}}
     facts = make_facts(metrics=json.loads(json.dumps({**make_facts().metrics, "splits": splits})), **NO_CHARTS)
     text = visible(page(tmp_path, facts))
     assert text.count("nDCG@10, official ESCI scorer") == 2  # in the table, and explained

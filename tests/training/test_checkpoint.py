@@ -155,12 +155,15 @@ def test_a_finished_run_started_again_ends_with_the_same_model(runs, whole):
 RECIPES = {
     "fp16": {"precision": "fp16"},
     "bf16 parts dropout": {"precision": "bf16", "micro_batch_tokens": 100, "lora_dropout": 0.2},
+    "mined negatives": {"hard_negatives": 6, "epochs": 2},
+    "all weights": {"lora_rank": 0, "lr": 1e-3},
+    "queries alone": {"train_side": "query"},
 }
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_whatever_the_recipe_a_continued_run_is_exact(runs, recipe):
-    changes = RECIPES[recipe] | {"epochs": 1}
+    changes = {"epochs": 1} | RECIPES[recipe]
     assert runs.run("whole", **changes).code == 0
     assert "stopped at step 4" in runs.run("twice", stop_at=4, **changes).output
     assert runs.run("twice", **changes).code == 0
@@ -201,6 +204,10 @@ DAMAGE = {
     "another digit of the seconds": lambda newest: flip(newest, b'"seconds": '),
     "another digit of the learning rate": lambda newest: flip(newest, b'"lr": '),
     "another digit of the checksum": lambda newest: flip(newest, b'"checksum": "'),
+    "no weights of the best epoch": lambda newest: (newest / "kept.safetensors").unlink(),
+    "weights of the best epoch cut short": lambda newest: cut(newest / "kept.safetensors"),
+    "a best epoch of words": lambda newest: progress(newest, "best", ["8", 0.5]),
+    "no best epoch": lambda newest: progress(newest, "best", []),
     "no checksum": lambda newest: flip(newest, b'"checksu'),
 }
 
@@ -215,10 +222,17 @@ def change(folder, name, value):
 
 def count(folder, name, value):
     """Change a counter as damage to a checkpoint of an earlier version would, which has no checksum of its state."""
+    (folder / "kept.safetensors").unlink()
     state = json.loads((folder / "state.json").read_text())
-    del state["checksum"]
+    del state["checksum"], state["progress"]["best"], state["sha256"]["kept.safetensors"]
     state["progress"]["counters"][name] = value
     (folder / "state.json").write_text(json.dumps(state | {"format": 2}))
+
+
+def progress(folder, name, value):
+    """Change an entry of the progress in state.json, with a checksum as if it had been written so."""
+    held = json.loads((folder / "state.json").read_text())["progress"]
+    change(folder, "progress", held | {name: value})
 
 
 def flip(folder, before):
@@ -286,12 +300,13 @@ def test_damaged_newer_checkpoints_do_not_push_out_good_ones(stopped):
     assert "continuing after step 7" in stopped.run("stopped", stop_at=8, checkpoint_every=1000).output
 
 
-def test_a_checkpoint_of_an_earlier_version_is_continued(stopped, whole):
-    """Such a one has no checksum of its state."""
-    count(stopped.kept("stopped") / "step-00000008", "step", 8)
-    ended = stopped.run("stopped")
-    assert "continuing after step 8" in ended.output
-    assert_as_if_never_stopped(stopped, "stopped", whole)
+def test_a_checkpoint_of_an_earlier_version_is_refused_by_the_options_that_it_did_not_have(stopped):
+    newest = stopped.kept("stopped") / "step-00000008"
+    count(newest, "step", 8)
+    state = json.loads((newest / "state.json").read_text())
+    del state["identity"]["scale"]
+    (newest / "state.json").write_text(json.dumps(state))
+    refused(stopped, {}, "scale (None, now 20.0)")
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(stopped):
@@ -391,10 +406,10 @@ def test_a_stop_with_no_room_for_the_model_leaves_the_adapter_and_the_log(runs, 
 
 OTHER = {
     "lr": ({"lr": 0.02}, "lr (0.01, now 0.02)"),
-    "loss": ({"loss": "cosine"}, "loss (infonce+cosent, now cosine)"),
+    "loss": ({"loss": "cosine"}, "loss (infonce+5*ranknet+0.2*cosent, now cosine)"),
     "seed": ({"seed": 7}, "seed (42, now 7)"),
     "epochs": ({"epochs": 3}, "epochs (2, now 3)"),
-    "several": ({"lora_rank": 4, "batch_size": 12}, "batch_size (24, now 12), lora_rank (8, now 4)"),
+    "several": ({"lora_rank": 4, "batch_size": 12}, "batch_size (24, now 12), lora_rank (16, now 4)"),
 }
 
 

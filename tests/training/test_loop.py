@@ -16,11 +16,14 @@ from lorry.data.pairs import read_channel
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
 from lorry.hardware import make_accelerator
+from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
+from lorry.training import loop
 from lorry.training.batches import make_batch
 from lorry.training.loop import fit, learning_rate
+from lorry.training.mining import mine
 from lorry.training.objective import batch_loss
 from lorry.training.progress import TrainingLog
 from lorry.training.selection import CRITERION
@@ -414,13 +417,15 @@ def test_training_ends_when_no_epoch_was_better_for_so_long(ground, patience, st
     assert equal(after[1], detached(encoder))
 
 
-def test_queries_alone_are_trained_beside_fixed_products(ground, watch):
+@pytest.mark.parametrize("max_tokens", [None, 20], ids=["whole", "in parts"])
+def test_queries_alone_are_trained_beside_fixed_products(ground, max_tokens):
     """The gradients are those of the queries' side; products enter as they are given."""
     config = TrainConfig(batch_size=80)
     encoder, batch = moved(ground.encoder(config)), ground.batch(range(0, 60))
     fixed = torch.nn.functional.normalize(torch.randn(len(ground.pairs.texts), encoder.width), dim=-1)
     trainer = ground.trainer(encoder, config)
-    trainer.documents_TD = fixed
+    trainer.documents_TD, trainer.max_tokens = fixed, max_tokens
+    assert len(encoder.passes(ground.texts.lengths_of(trainer.encoded(batch)), max_tokens)) > (1 if max_tokens else 0)
     loss = trainer.backward(batch, 0)
     found = {name: weight.grad.clone() for name, weight in encoder.trainable().items()}
     for weight in encoder.trainable().values():
@@ -434,9 +439,34 @@ def test_queries_alone_are_trained_beside_fixed_products(ground, watch):
     assert trainer.encoded(batch).tolist() == batch.rows[: batch.queries].tolist()
 
 
-def test_mined_negatives_change_what_infonce_learns(ground):
-    config = TrainConfig(batch_size=80, loss="infonce", lr=0.01)
-    plain_encoder, mined_encoder = ground.encoder(config), ground.encoder(config)
-    ground.fit(plain_encoder, config)
-    ground.fit(mined_encoder, replace(config, hard_negatives=2))
-    assert not equal(detached(plain_encoder), detached(mined_encoder))
+MINING = TrainConfig(batch_size=80, epochs=2, lr=0.01, hard_negatives=6)
+
+
+def test_every_epoch_learns_from_negatives_mined_before_it(ground, monkeypatch):
+    """By the weights of that moment; each batch has those of its queries."""
+    mined, batches = [], []
+
+    def watched_mine(*arguments):
+        mined.append(mine(*arguments))
+        return mined[-1]
+
+    def watched_batch(texts, pairs, chosen, device, negatives):
+        batches.append((chosen, make_batch(texts, pairs, chosen, device, negatives)))
+        return batches[-1][1]
+
+    monkeypatch.setattr(loop, "mine", watched_mine)
+    monkeypatch.setattr(loop, "make_batch", watched_batch)
+    encoder, pairs, queries = ground.encoder(MINING), ground.pairs, ground.texts.queries
+    before = [embed_all(encoder, ground.texts, side=side) for side in ("query", "document")]
+    progress, _ = ground.fit(encoder, MINING)
+    assert len(mined) == 2
+    assert np.array_equal(mined[0], mine(*before, pairs, 6))
+    assert not np.array_equal(*mined)
+    assert np.array_equal(progress.negatives, mined[1])
+    added = 0
+    for step, (chosen, batch) in enumerate(batches):
+        asked = set(pairs.query[chosen].tolist())
+        wanted = {int(text) for query in asked for text in mined[step // 3][query]} - {-1}
+        assert set(batch.rows[batch.queries :] - queries) == wanted | set(pairs.text[chosen].tolist())
+        added += len(batch.rows) - len(ground.batch(chosen).rows)
+    assert added > 0

@@ -164,12 +164,13 @@ def test_contrastive_and_its_hard_pairs_by_hand():
     close(online_contrastive_loss(cosine, relevant), 0.9**2 + 0.2**2)
 
 
+@pytest.mark.parametrize("count", [20, 1, 39, 0, 40], ids=lambda count: f"{count} of 40 relevant")
 @pytest.mark.parametrize("name", ["contrastive", "online_contrastive"])
-def test_they_are_those_of_sentence_transformers(name):
+def test_they_are_those_of_sentence_transformers(name, count):
     from sentence_transformers.losses import ContrastiveLoss, OnlineContrastiveLoss
 
     random = torch.Generator().manual_seed(1)
-    cosine, relevant = torch.rand(40, generator=random) * 2 - 1, torch.rand(40, generator=random) > 0.4
+    cosine, relevant = torch.rand(40, generator=random) * 2 - 1, torch.arange(40) < count
     # Embeddings in the plane whose cosine is that.
     left = torch.tensor([[1.0, 0.0]]).expand(40, 2)
     right = torch.stack([cosine, (1 - cosine**2).sqrt()], 1)

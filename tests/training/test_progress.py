@@ -19,7 +19,7 @@ def said(monkeypatch):
     stream, log = io.StringIO(), logging.getLogger("lorry")
     handler = logging.StreamHandler(stream)
     monkeypatch.setattr(log, "handlers", [handler])
-    monkeypatch.setattr(log, "level", logging.INFO)
+    log.setLevel(logging.INFO)
     monkeypatch.setattr("sys.stderr", io.StringIO())
     return stream
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorry.evaluation.metrics import PerQuery
+from lorry.evaluation.metrics import PerQuery, undefined
 
 CELLS = 2_000_000  # numbers held at once: bounds the memory whatever the number of queries and pairs
-WORK = 200_000_000  # numbers drawn at most for a metric over all pairs: with more pairs there are fewer resamples
-FEWEST = 100  # resamples
+WORK = 200_000_000  # numbers drawn at most for a metric: bounds the time
+FEWEST = 100  # draws, however many queries and pairs
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def compare(
         base_score: Scores of the one scorer, [N].
         tuned_score: Scores of the other, [N].
         seed: Seed of the draws.
-        resamples: Number of draws.
+        resamples: Number of draws. With more than 200,000 queries (pairs, for a metric over all pairs) there are fewer,
+            so that the time stays bounded, but at least 100.
     """
     base, tuned = (PerQuery.of(query, gain, relevant, score) for score in (base_score, tuned_score))
     has_gain, rankable = base.has_gain.astype(float), base.rankable.astype(float)
@@ -63,7 +64,12 @@ def compare(
         "mrr@10": (tuned.reciprocal_rank - base.reciprocal_rank, base.has_relevant.astype(float)),
         "pair_accuracy": (tuned.right - base.right, base.unequal),
     }
-    found = {name: _over_queries(*part, seed, resamples) for name, part in parts.items() if (part[1] > 0).sum() > 1}
+    same = undefined(query, gain, relevant)
+    found = {
+        name: _over_queries(*part, seed, resamples)
+        for name, part in parts.items()
+        if name not in same and (part[1] > 0).sum() > 1
+    }
     if len(base.ndcg) > 1 and np.ptp(gain) > 0:
         found |= _over_pairs(query, gain, relevant, base_score, tuned_score, seed, resamples)
     return found
@@ -74,7 +80,8 @@ def _over_queries(difference_Q: np.ndarray, count_Q: np.ndarray, seed: int, resa
     from scipy.stats import bootstrap, permutation_test
 
     difference_C, count_C = difference_Q[count_Q > 0], count_Q[count_Q > 0]
-    options = {"vectorized": True, "n_resamples": resamples, "batch": max(1, CELLS // len(count_C))}
+    draws, at_once = _affordable(resamples, len(count_C)), max(1, CELLS // len(count_C))
+    options = {"vectorized": True, "n_resamples": draws, "batch": at_once}
     drawn = bootstrap(
         (difference_C, count_C),
         _ratio,
@@ -88,6 +95,11 @@ def _over_queries(difference_Q: np.ndarray, count_Q: np.ndarray, seed: int, resa
     )
     change = float(_ratio(difference_C, count_C, 0))
     return Change(change, float(drawn.low), float(drawn.high), float(min(1.0, flipped.pvalue)))
+
+
+def _affordable(resamples: int, numbers: int) -> int:
+    """Return how many draws to make of so many numbers each."""
+    return min(resamples, max(FEWEST, WORK // numbers))
 
 
 def _ratio(difference: np.ndarray, count: np.ndarray, axis: int) -> np.ndarray:
@@ -108,7 +120,7 @@ def _over_pairs(
     _, index_N = np.unique(query, return_inverse=True)
     base, tuned = _Order.of(base_score), _Order.of(tuned_score)
     grades = _Order.of(gain)
-    draws = min(resamples, max(FEWEST, WORK // len(query)))
+    draws = _affordable(resamples, len(query))
     differences: dict[str, list[np.ndarray]] = {}
     for weight_RN in _draws(index_N, draws, seed):
         before, after = (_weighted(weight_RN, relevant, grades, order) for order in (base, tuned))

@@ -55,6 +55,8 @@ def attend(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:  # grouped-query attention: each key head serves several query heads
         key, value = (item.repeat_interleave(groups, dim=1) for item in (key, value))
+    # Under autocast some models normalise queries and keys, not values, in fp32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     attention = PackedAttention.apply if query.device.type == "cpu" else attend_with_sdpa
     q, k, v = (item[0].transpose(0, 1) for item in (query, key, value))
     return attention(q, k, v, packed_layout, scale, causal, sliding_window)[None], None

@@ -91,8 +91,7 @@ def count_evaluation(texts: dict[str, TokenizedTexts], config: TrainConfig) -> T
     for name, split in texts.items():
         sides = split.lengths[: split.queries], split.lengths[split.queries :]
         queries, documents = (Tokens(int(side.sum()), int((side**2).sum())) for side in sides)
-        # Products that keep their embeddings are embedded once more often, and then not again.
-        once = {"train": 1, "validation": 2, "test": 2}[name] if config.train_side == "query" else passes[name]
+        once = 1 if config.train_side == "query" else passes[name]  # products then keep their embeddings
         counted += queries * passes[name] + documents * once
     return counted
 

@@ -43,11 +43,9 @@ def verdict_of(facts: ReportFacts) -> Verdict:
     caveats = [*_against(kind, differences), *_overlap(facts, split), *_caveats(split, block, undefined)]
     return Verdict(
         kind=kind,
-        headline=_headline(
-            facts, kind, differences, f"on the {split} split ({block['queries_rankable']:,} queries that can be ranked)"
-        ),
+        headline=_headline(facts, kind, split, differences),
         line=f"VERDICT: {answer}: {_evidence(split, block, differences)}",
-        figures=[*(_figure(block, name, item) for name, item in differences.items()), *_share(facts.interpolation)],
+        figures=[*(_figure(block, name, item) for name, item in differences.items()), *_share(facts)],
         caveats=caveats,
     )
 
@@ -65,14 +63,22 @@ def _direction(difference: Change | None) -> str:
     return "better" if difference.low > 0 else "worse"
 
 
-def _headline(facts: ReportFacts, kind: str, differences: Mapping[str, Change], where: str) -> str:
+def _headline(facts: ReportFacts, kind: str, split: str, differences: Mapping[str, Change]) -> str:
+    block = facts.metrics["splits"][split]
     if facts.interpolation == 0:
-        return "Tuning did not help: the model has the weights of the base model."
+        why = "Tuning did not help" if _chosen(facts) else "No share of the update was asked for"
+        return f"{why}: the model has the weights of the base model."
     if DECIDES not in differences:
-        return f"Ranking cannot be compared {where}: labels differ within too few queries."
-    if kind == "unclear":
-        return f"No clear difference between the tuned and the base model {where}."
-    return f"The tuned model ranks {kind} than the base model {where}."
+        where = f"the {block['queries']:,} queries of the {split} split"
+        return f"Ranking cannot be compared: labels differ within too few of {where}."
+    before, after = block["base"][DECIDES], block["tuned"][DECIDES]
+    figures = f"nDCG@10 {before:.4f} → {after:.4f} over the {block['queries_rankable']:,} queries"
+    answer = (
+        "No clear difference between the tuned and the base model"
+        if kind == "unclear"
+        else f"The tuned model ranks {kind} than the base model"
+    )
+    return f"{answer}: {figures} of the {split} split that can be ranked."
 
 
 def _evidence(split: str, block: Mapping[str, Any], differences: Mapping[str, Change]) -> str:
@@ -93,9 +99,17 @@ def _figure(block: Mapping[str, Any], name: str, found: Change) -> str:
     )
 
 
-def _share(interpolation: float) -> list[str]:
+def _share(facts: ReportFacts) -> list[str]:
     """Say how much of the trained update the model has, where it is neither all nor nothing."""
-    return [f"The model has {interpolation:.0%} of the trained update."] if 0 < interpolation < 1 else []
+    if not 0 < facts.interpolation < 1:
+        return []
+    how = "chosen on the validation pairs" if _chosen(facts) else "as interpolation says"
+    return [f"The merged model has {facts.interpolation:.0%} of the trained update: {how}."]
+
+
+def _chosen(facts: ReportFacts) -> bool:
+    """Return whether the share of the update was chosen on validation, not given by the user."""
+    return facts.config["interpolation"] is None
 
 
 def _against(kind: str, differences: Mapping[str, Change]) -> list[str]:

@@ -169,12 +169,7 @@ def _mine(trainer: Trainer, pairs: Pairs, stop: threading.Event | None) -> np.nd
     Raises:
         StopRequestedError: `stop` was set.
     """
-    encoder, texts, size, device = (
-        trainer.encoder,
-        trainer.texts,
-        trainer.config.eval_batch_size,
-        trainer.encoder.device,
-    )
+    encoder, texts, size = trainer.encoder, trainer.texts, trainer.config.eval_batch_size
     text_TD = trainer.documents_TD
     if text_TD is None:
         text_TD = embed_all(encoder, texts, size, stop, side="document")

@@ -29,12 +29,13 @@ def online_contrastive_loss(cosine_B: Tensor, relevant_B: Tensor, margin: float 
     """Return the contrastive loss of the hard pairs of the batch alone, summed.
 
     Hard are relevant pairs farther apart than the nearest of the others, and others nearer than the farthest relevant
-    pair. As in sentence-transformers' OnlineContrastiveLoss.
+    pair. Where all pairs are of one kind, its own mean distance is the limit. As in sentence-transformers'
+    OnlineContrastiveLoss.
     """
     distance_B = 1 - cosine_B
     near, far = distance_B[relevant_B], distance_B[~relevant_B]
-    hard_far = far[far < (near.max() if len(near) > 1 else far.mean())]
-    hard_near = near[near > (far.min() if len(far) > 1 else near.mean())]
+    hard_far = far[far < (near.max() if len(near) else far.mean())]
+    hard_near = near[near > (far.min() if len(far) else near.mean())]
     return (hard_near**2).sum() + ((margin - hard_far).clamp(min=0) ** 2).sum()
 
 

@@ -1,8 +1,9 @@
 """Hard negatives: texts that nobody judged for a query and that the model finds most similar to it.
 
 Before every epoch each query of the training pairs is compared with all their texts. A text as similar as a relevant
-one is probably relevant too and was never judged, so only texts clearly below are taken: at most 0.95 of the score of
-the least similar relevant text. Moreira et al. 2024 (NV-Retriever), https://arxiv.org/abs/2407.15831
+one is probably relevant too and was never judged, so only texts clearly below are taken: below 0.95 of the score of the
+least similar relevant text, or below that score itself where it is negative.
+Moreira et al. 2024 (NV-Retriever), https://arxiv.org/abs/2407.15831
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def mine(
     ends = np.searchsorted(pairs.query[order], np.arange(len(query_QD) + 1))
     product, limit_Q = _same_text(pairs), torch.from_numpy(_limits(query_QD, text_TD, pairs))
     wanted = count - np.bincount(pairs.query, weights=~pairs.relevant, minlength=len(query_QD)).astype(np.int64)
-    nearest = min(len(text_TD), count + int(np.diff(ends).max(initial=0)))  # some of them may have been judged
+    alike = np.bincount(pairs.query, weights=np.bincount(product)[product[pairs.text]])  # no fewer than cannot be taken
+    nearest = min(len(text_TD), count + int(alike.max(initial=0)))
     at_once = max(1, CELLS // max(len(text_TD), 1))
     mined = np.full((len(query_QD), count), -1, np.int32)
     for start in range(0, len(query_QD), at_once):
@@ -76,7 +78,7 @@ def _limits(query_QD: Tensor, text_TD: Tensor, pairs: Pairs) -> np.ndarray:
         rows, texts = (torch.from_numpy(side[part].astype(np.int64)) for side in (pairs.query, pairs.text))
         cosines = (query_QD[rows] * text_TD[texts]).sum(-1).cpu().numpy()
         np.minimum.at(limits, pairs.query[part], cosines)
-    return np.where(np.isinf(limits), -np.inf, GUARD * limits).astype(np.float32)
+    return np.where(np.isinf(limits), -np.inf, np.minimum(GUARD * limits, limits)).astype(np.float32)
 
 
 def _same_text(pairs: Pairs) -> np.ndarray:
