@@ -70,6 +70,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "lambda": {"loss": "lambda"},
     "listnet": {"loss": "listnet"},
     "bce": {"loss": "bce"},
+    "5*ranknet+cosent": {"loss": "5*ranknet+cosent"},
+    "2*ranknet+cosent": {"loss": "2*ranknet+cosent"},
+    "0.1*infonce+5*ranknet+cosent": {"loss": "0.1*infonce+5*ranknet+cosent"},
+    "0.3*infonce+2*ranknet+cosent": {"loss": "0.3*infonce+2*ranknet+cosent"},
     "3 epochs": {"epochs": 3},
     "all weights, learning rate 5e-5": {"lora_rank": 0, "lr": 5e-5},
 }

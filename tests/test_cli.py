@@ -235,6 +235,28 @@ def label_map_not_utf8(where, model):
     return options, [r"label_map is not UTF-8: 'caf\udce9=1,E=1,I=0'"]
 
 
+def no_scores_of_a_teacher(where, model):
+    options = {"train": rows(where / "train"), "loss": "infonce+margin_mse"}
+    return options, ["the loss margin_mse needs a teacher's scores", "--teacher_column NAME"]
+
+
+def a_teachers_score_in_words(where, model):
+    text = "query,product_title,label,teacher_score\nq,a,1,0.5\nq,b,0,good\n"
+    return {"train": csv(where / "train", text)}, [
+        "pairs.csv line 3: the teacher's score 'good'",
+        "leave the cell empty",
+    ]
+
+
+def too_many_dimensions(where, model):
+    return {"train": rows(where / "train"), "matryoshka_dims": "16,64"}, ["matryoshka_dims has 64", "have 32 numbers"]
+
+
+def required_of_no_split(where, model):
+    options = {"train": rows(where / "train"), "require": "roc_auc>=0.5,test:roc_auc>=0.5"}
+    return options, ["require has 'test:roc_auc>=0.5'", "there are no test pairs"]
+
+
 MISTAKES = [
     missing_folder, no_folder_named, empty_channel, header_only, no_such_column, unrecognised_column, unknown_labels,
     one_unknown_label, nothing_relevant, everything_relevant, empty_texts, truncated, not_utf8, bad_validation,
@@ -242,7 +264,8 @@ MISTAKES = [
     model_under_a_file, output_in_proc, checkpoints_under_a_file, somebody_elses_folder, results_inside_the_model,
     results_and_model_in_one_folder, pairs_inside_the_model, checkpoints_inside_the_model, pairs_named_as_a_result,
     somebody_elses_report, results_and_checkpoints_in_one_folder, link_to_nowhere, folder_behind_a_link_to_nowhere,
-    output_not_utf8, model_dir_not_utf8, label_map_not_utf8,
+    output_not_utf8, model_dir_not_utf8, label_map_not_utf8, no_scores_of_a_teacher, a_teachers_score_in_words,
+    too_many_dimensions, required_of_no_split,
 ]  # fmt: skip
 
 

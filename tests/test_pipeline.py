@@ -21,7 +21,10 @@ from lorry.config import TrainConfig, as_dict
 from lorry.data import synthetic
 
 DATA = Path(os.environ.get("LORRY_DATA", Path(__file__).parents[1] / "../shared/data"))
-METRICS = ("ndcg@10", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy")
+METRICS = (
+    *("ndcg@10", "ndcg@10_rankable", "mrr@10"),
+    *("roc_auc", "average_precision", "spearman", "pair_accuracy"),
+)
 MODEL_FILES = {
     "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "modules.json",
     "1_Pooling/config.json", "config_sentence_transformers.json", "README.md", "adapter/adapter_model.safetensors",
@@ -76,12 +79,13 @@ def test_the_metrics_are_complete_and_in_range(run):
     assert set(run.metrics["splits"]) == {"validation", "test"}
     for block in run.metrics["splits"].values():
         assert isinstance(block["pairs"], int)
-        assert isinstance(block["queries"], int)
+        assert block["queries_rankable"] == block["queries"]  # every query has labels of all kinds
         for scorer in ("random", "bm25", "base", "tuned"):
             for metric in METRICS:
                 value = block[scorer][metric]
                 assert math.isfinite(value), (scorer, metric)
                 assert (-1 if metric == "spearman" else 0) <= value <= 1, (scorer, metric)
+    assert set(run.metrics["splits"]["test"]["change"]) == set(METRICS)
     assert (run.metrics["splits"]["test"]["pairs"], run.metrics["splits"]["test"]["queries"]) == (120, 20)
     training = run.metrics["training"]
     for name in ("pairs", "tokens", "seconds", "pairs_per_second", "tokens_per_second", "peak_memory_bytes", "steps"):
@@ -149,6 +153,18 @@ def test_training_jsonl_has_an_object_a_logged_step(run):
 def test_the_log_matches_the_regexes_of_the_post(run):
     assert len(re.findall(r"training loss ([0-9\.]+)", run.log)) >= 6
     assert len(re.findall(r"eval loss ([0-9\.]+)", run.log)) == 4, "one an epoch"
+
+
+def test_the_last_line_is_the_verdict(run):
+    test = run.metrics["splits"]["test"]
+    before, after = (test[scorer]["ndcg@10_rankable"] for scorer in ("base", "tuned"))
+    change = test["change"]["ndcg@10_rankable"]
+    assert change["change"] == pytest.approx(after - before)
+    answer = "better" if change["low"] > 0 else "no clear difference"
+    assert run.ended.lines[-1] == (
+        f"VERDICT: {answer}: nDCG@10 over the 20 test queries that can be ranked {before:.4f} -> {after:.4f} "
+        f"({change['change']:+.4f}, 95% interval {change['low']:+.4f} to {change['high']:+.4f}, p {change['p']:.3f})"
+    )
 
 
 def test_one_line_says_on_what_it_runs_and_with_which_attention(run, place, tiny_model, tmp_path):

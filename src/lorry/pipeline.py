@@ -147,9 +147,11 @@ def _space_needed(setup: TrainingSetup) -> dict[Path, int]:
     config, model = setup.config, setup.encoder.model
     weights = 4 * sum(weight.numel() for weight in model.parameters())  # fp32
     adapters = 4 * sum(weight.numel() for weight in setup.encoder.trainable().values())
-    needs = {Path(config.model_dir): weights + adapters + OTHER_FILES, Path(config.output_data_dir): OTHER_FILES}
-    if config.checkpoint_dir:  # adapters and their two moments; a new one is written before an old one goes
-        needs[Path(config.checkpoint_dir)] = 3 * adapters * (KEPT + 1) + OTHER_FILES
+    model_files = (1 if config.train_side == "both" else 2) * weights + adapters + OTHER_FILES
+    refused = model_files if config.require else 0
+    needs = {Path(config.model_dir): model_files, Path(config.output_data_dir): refused + OTHER_FILES}
+    if config.checkpoint_dir:  # adapters, two moments, the best epoch; a new one is written before an old one goes
+        needs[Path(config.checkpoint_dir)] = 4 * adapters * (KEPT + 1) + OTHER_FILES
     return needs
 
 
@@ -232,7 +234,9 @@ def _interpolate(setup: TrainingSetup, base: SplitScores, stop: threading.Event 
 
 
 def _rescue_adapter(setup: TrainingSetup, error: OutputError) -> OutputError:
-    """Keep what was trained although the merged model could not be written; return the error to raise."""
+    """Keep the adapter, if there is one, although the model could not be written; return the error to raise."""
+    if not setup.encoder.adapted:
+        return error
     folder = Path(setup.config.output_data_dir) / "adapter"
     try:
         with writing(folder):

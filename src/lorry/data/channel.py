@@ -111,7 +111,7 @@ def read_tables(location: str, options: PairOptions, names: Collection[str], pur
         UserError: A source or a column is not as it should be, or the filters leave no row.
     """
     sources = find_sources(location, names, purpose)
-    schema = find_schema(location, sources.tables, options)
+    schema = find_schema(location, sources.tables, options, purpose)
     unused = sources.unused | schema.unused
     for name, reason in unused.items():
         log.warning("%s: %s is not read: %s", location, name, reason)

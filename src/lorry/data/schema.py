@@ -8,7 +8,7 @@ which is said; one that looks like judgements is refused.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -67,20 +67,24 @@ class Schema:
         return self.judgements, self.queries, self.products
 
 
-def find_schema(location: str, sources: Sequence[Source], options: PairOptions) -> Schema:
+def find_schema(location: str, sources: Sequence[Source], options: PairOptions, purpose: str) -> Schema:
     """Look at the columns of every source of a channel and find out what it holds.
 
     Args:
         location: The channel, for errors.
         sources: Its files, data set or splits.
         options: Names columns that are not recognised.
+        purpose: "train", "validation" or "test" where the channel is given as that, else "".
 
     Raises:
-        UserError: A column that `options` names does not exist; no query, text or label is recognised, or several
-            columns may be meant; or a table that the judgements refer to is missing.
+        UserError: A column that `options` names does not exist (validation and test pairs need no teacher's scores); no
+            query, text or label is recognised, or several columns may be meant; or a table that the judgements refer to
+            is missing.
     """
     columns = [source.column_names() for source in sources]
-    _check_named_columns(location, list(dict.fromkeys(name for names in columns for name in names)), options)
+    known = list(dict.fromkeys(name for names in columns for name in names))
+    optional = ("teacher_column",) if purpose in ("validation", "test") else ()  # only training learns from it
+    _check_named_columns(location, known, options, optional)
     tables = [
         _Table(source, names, choose_columns(names, options)) for source, names in zip(sources, columns, strict=True)
     ]
@@ -259,8 +263,8 @@ def _check_choices(location: str, read: Sequence[tuple[_Table, list[str]]]) -> N
         log.info("%s", note)
 
 
-def _check_named_columns(location: str, columns: list[str], options: PairOptions) -> None:
-    for option in OPTIONS.values():
+def _check_named_columns(location: str, columns: list[str], options: PairOptions, optional: Collection[str]) -> None:
+    for option in (option for option in OPTIONS.values() if option not in optional):
         for name in names_of(option, options):
             if name not in columns:
                 guess = nearest(name, columns)

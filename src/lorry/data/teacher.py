@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -13,7 +14,9 @@ from lorry.errors import UserError
 
 
 def teacher_scores(channel: Channel) -> NDArray[np.float32] | None:
-    """Return the teacher's score of each row [N], nan where the cell is empty; None where there is no such column.
+    """Return the teacher's score of each row [N], nan where there is none; None where there is no such column.
+
+    An empty cell is no score, and so is NaN, which many libraries write for it.
 
     Raises:
         UserError: A cell holds something else than a finite number.
@@ -21,8 +24,10 @@ def teacher_scores(channel: Channel) -> NDArray[np.float32] | None:
     column = channel.teacher
     if column is None:
         return None
-    scores = numbers_of(column.strings).astype(np.float32)
-    empty = pc.equal(pc.utf8_trim_whitespace(column.strings), "").to_numpy()
+    with np.errstate(over="ignore"):
+        scores = numbers_of(column.strings).astype(np.float32)
+    plain = pc.utf8_lower(pc.utf8_trim_whitespace(column.strings))
+    empty = pc.is_in(plain, value_set=pa.array(["", "nan"], plain.type)).to_numpy(zero_copy_only=False)
     wrong = np.append(~np.isfinite(scores) & ~empty, False)[column.codes]  # the last one for rows without a cell
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])

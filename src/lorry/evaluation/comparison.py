@@ -58,8 +58,13 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
         undefined[split] = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
         if undefined[split]:
             log.warning("%s: not defined by these labels: %s", split, ", ".join(undefined[split]))
-        block = {"pairs": len(pairs), "queries": len(pairs.queries), **scoring.baselines(pairs, config.seed)}
-        splits[split] = {**block, "models": scores}
+        splits[split] = {
+            "pairs": len(pairs),
+            "queries": len(pairs.queries),
+            "queries_rankable": metrics.rankable_queries(pairs.query, pairs.gain),
+            **scoring.baselines(pairs, config.seed),
+            "models": scores,
+        }
         log.info("\n%s\n", _table(split, splits[split]))
     write_json(output, {"splits": splits})
     log.info("metrics: %s", output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from lorry.data.pairs import Pairs
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
 from lorry.evaluation.metrics import evaluate
+from lorry.loss_sum import TEACHER_LOSSES, loss_terms
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.tokens import TokenizedTexts
@@ -93,7 +94,12 @@ def baselines(pairs: Pairs, seed: int) -> dict[str, dict[str, float]]:
 
 
 def _loss(config: TrainConfig, all_ND: torch.Tensor, texts: TokenizedTexts, pairs: Pairs) -> float:
-    """Return the training loss, averaged over the pairs of a fixed order of batches."""
+    """Return the training loss, averaged over the pairs of a fixed order of batches.
+
+    Losses that learn from a teacher are 0 where it scored nothing: validation and test pairs need no scores of it.
+    """
+    if pairs.teacher is None and loss_terms(config.loss).keys() & set(TEACHER_LOSSES):
+        pairs = replace(pairs, teacher=np.full(len(pairs), np.nan, np.float32))
     sampler = BatchSampler(pairs.query, config.batch_size, 1, seed=0)
     total = 0.0
     for step in range(sampler.steps):
