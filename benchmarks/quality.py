@@ -74,6 +74,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "2*ranknet+cosent": {"loss": "2*ranknet+cosent"},
     "0.1*infonce+5*ranknet+cosent": {"loss": "0.1*infonce+5*ranknet+cosent"},
     "0.3*infonce+2*ranknet+cosent": {"loss": "0.3*infonce+2*ranknet+cosent"},
+    "0.3*infonce+5*ranknet+cosent": {"loss": "0.3*infonce+5*ranknet+cosent"},
+    "0.2*infonce+5*ranknet+cosent": {"loss": "0.2*infonce+5*ranknet+cosent"},
+    "0.2*infonce+5*ranknet+cosent, rank 32": {"loss": "0.2*infonce+5*ranknet+cosent", "lora_rank": 32, "lora_alpha": 64.0},
+    "0.2*infonce+5*ranknet+cosent, lr 5e-4": {"loss": "0.2*infonce+5*ranknet+cosent", "lr": 5e-4},
     "3 epochs": {"epochs": 3},
     "all weights, learning rate 5e-5": {"lora_rank": 0, "lr": 5e-5},
 }

@@ -12,20 +12,17 @@ from pathlib import Path
 import pytest
 
 from command import lorry
-from lorry import outputs
+from lorry import model_folder, outputs
 from lorry.config import TrainConfig
 from lorry.errors import UserError
+from lorry.model_folder import check_model_dir, keep_aside, recover, staging
 from lorry.outputs import (
     OutputError,
     check_apart,
-    check_model_dir,
     check_results,
     check_space,
     check_writable,
     claimed,
-    keep_aside,
-    recover,
-    staging,
     write_json,
 )
 
@@ -329,7 +326,7 @@ def test_a_disk_that_is_full_while_a_model_is_kept_aside_leaves_the_earlier_one(
         write(target, {"config.json"}, "half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(outputs.shutil, "move", full)
+    monkeypatch.setattr(model_folder.shutil, "move", full)
     with pytest.raises(OutputError, match=r"refused cannot be written: No space left on device"):
         refuse(model_dir, place)
     assert files(place) == KEPT_ASIDE

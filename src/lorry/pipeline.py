@@ -23,16 +23,13 @@ from lorry.model.merge import MergeProof, export
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.model.saving import save_adapter
+from lorry.model_folder import check_model_dir, keep_aside, recover, staging
 from lorry.outputs import (
     OutputError,
     check_apart,
-    check_model_dir,
     check_results,
     check_space,
     claimed,
-    keep_aside,
-    recover,
-    staging,
     write_json,
     writing,
 )

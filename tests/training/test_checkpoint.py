@@ -392,7 +392,7 @@ def test_a_stop_with_no_room_for_the_model_leaves_the_adapter_and_the_log(runs, 
     def complete(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lorry.outputs._complete", complete)
+    monkeypatch.setattr("lorry.model_folder._complete", complete)
     ended = runs.run("full", stop_at=3, checkpoint_dir="", on_stop="export")
     assert ended.code == 1
     assert "stopped at step 3, give --checkpoint_dir" in ended.output
