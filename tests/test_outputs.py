@@ -385,7 +385,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path):
 
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_model(tmp_path, monkeypatch):
     build(tmp_path, OLD, "old")
-    monkeypatch.setattr(outputs, "_complete", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(model_folder, "_complete", lambda folder: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OutputError, match=r"cannot be written: No space left\. Check free space"):
         build(tmp_path)
     assert is_model(tmp_path, OLD, "old")
