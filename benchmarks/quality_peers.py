@@ -87,7 +87,7 @@ def _train(loss: str, pairs: Pairs, precision: str, rate: float, max_steps: int 
         num_train_epochs=1,
         max_steps=max_steps,
         learning_rate=rate,
-        warmup_ratio=0.1,
+        warmup_steps=0.1,
         bf16=precision == "bf16",
         use_cpu=True,
         save_strategy="no",
