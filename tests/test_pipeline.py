@@ -55,7 +55,7 @@ def place(tmp_path_factory, tiny_model, shop_pairs):
     """Return (folder, options of a short run on a tiny model)."""
     folder = tmp_path_factory.mktemp("pipeline")
     options = {"train": shop_pairs(folder / "train"), "test": shop_pairs(folder / "test", queries=20, seed=1)}
-    options |= {"pretrained_model": tiny_model("bert"), "batch_size": 24, "lr": 0.03, "epochs": 4, "precision": "fp32"}
+    options |= {"pretrained_model": tiny_model("bert"), "batch_size": 24, "lr": 0.01, "epochs": 4, "precision": "fp32"}
     return folder, options
 
 

@@ -25,7 +25,7 @@ def options(tmp_path_factory, tiny_model, shop_pairs):
     folder = tmp_path_factory.mktemp("pairs")
     queries = {"train": 40, "validation": 30, "test": 20}
     pairs = {name: shop_pairs(folder / name, number, seed) for seed, (name, number) in enumerate(queries.items())}
-    run = {"batch_size": 24, "lr": 0.03, "epochs": 2, "precision": "fp32", "lora_rank": 4}
+    run = {"batch_size": 24, "lr": 0.03, "epochs": 2, "precision": "fp32", "lora_rank": 4, "loss": "infonce+5*ranknet"}
     return pairs | {"pretrained_model": tiny_model("bert")} | run
 
 
