@@ -6,6 +6,7 @@ import tempfile
 import time
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,6 +64,26 @@ def train(
     return _train(loss, pairs, precision, rate, steps), rate
 
 
+def cross_encoder(pairs: Pairs, precision: str) -> np.ndarray:
+    """Train the base model as a cross-encoder on the pairs, for an epoch; return its score of each pair [N], 0 to 1."""
+    from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
+    model = CrossEncoder(str(bundled().folder), num_labels=1, device="cpu", local_files_only=True)
+    shared = _arguments(precision, 5e-5)
+    rows = _rows("CoSENT", pairs).rename_column("score", "label")
+    trainer = CrossEncoderTrainer(
+        model=model,
+        args=CrossEncoderTrainingArguments(**shared),
+        train_dataset=rows,
+        loss=BinaryCrossEntropyLoss(model),
+    )
+    trainer.train()
+    model.eval()
+    together = list(zip(rows["sentence1"], rows["sentence2"], strict=True))
+    return np.asarray(model.predict(together, batch_size=64, show_progress_bar=False), dtype=np.float32)
+
+
 def _criterion(pairs: Pairs, embed: Embed) -> float:
     found = quality(pairs, embed)
     return sum(found[key] for key in METRICS)
@@ -80,22 +101,9 @@ def _train(loss: str, pairs: Pairs, precision: str, rate: float, max_steps: int 
 
     model = SentenceTransformer(str(bundled().folder), device="cpu", local_files_only=True)
     model.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **LORA))
-    on_positives = loss == "MNRL"
+    sampler = BatchSamplers.NO_DUPLICATES if loss == "MNRL" else BatchSamplers.BATCH_SAMPLER
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=BATCH_SIZE,
-        num_train_epochs=1,
-        max_steps=max_steps,
-        learning_rate=rate,
-        warmup_steps=0.1,
-        bf16=precision == "bf16",
-        use_cpu=True,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        batch_sampler=BatchSamplers.NO_DUPLICATES if on_positives else BatchSamplers.BATCH_SAMPLER,
-        seed=42,
+        **_arguments(precision, rate), max_steps=max_steps, batch_sampler=sampler
     )
     trainer = SentenceTransformerTrainer(
         model=model, args=arguments, train_dataset=_rows(loss, pairs), loss=getattr(losses, LOSSES[loss])(model)
@@ -110,6 +118,23 @@ def _train(loss: str, pairs: Pairs, precision: str, rate: float, max_steps: int 
             return model.encode(texts, batch_size=64, show_progress_bar=False, convert_to_tensor=True).float()
 
     return Trained(embed, seconds, trainer.state.global_step)
+
+
+def _arguments(precision: str, rate: float) -> dict[str, Any]:
+    return {
+        "output_dir": tempfile.mkdtemp(),
+        "per_device_train_batch_size": BATCH_SIZE,
+        "num_train_epochs": 1,
+        "learning_rate": rate,
+        "warmup_steps": 0.1,
+        "bf16": precision == "bf16",
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 42,
+    }
 
 
 def _rows(loss: str, pairs: Pairs) -> Any:
