@@ -237,12 +237,12 @@ def label_map_not_utf8(where, model):
 
 def no_scores_of_a_teacher(where, model):
     options = {"train": rows(where / "train"), "loss": "infonce+margin_mse"}
-    return options, ["the loss margin_mse needs a teacher's scores", "--teacher_column NAME"]
+    return options, ["the loss infonce+margin_mse needs a teacher's scores", "--teacher_column NAME"]
 
 
 def a_teachers_score_in_words(where, model):
     text = "query,product_title,label,teacher_score\nq,a,1,0.5\nq,b,0,good\n"
-    return {"train": csv(where / "train", text)}, [
+    return {"train": csv(where / "train", text), "loss": "kl"}, [
         "pairs.csv line 3: the teacher's score 'good'",
         "leave the cell empty",
     ]
@@ -257,6 +257,12 @@ def required_of_no_split(where, model):
     return options, ["require has 'test:roc_auc>=0.5'", "there are no test pairs"]
 
 
+def required_of_labels_that_do_not_say(where, model):
+    test = csv(where / "test", "query,product_title,label\nq,a,E\nq,b,E\n")
+    options = {"train": rows(where / "train"), "test": test, "require": "roc_auc>=0.5"}
+    return options, ["the labels of the test pairs do not define roc_auc", "Require another metric"]
+
+
 MISTAKES = [
     missing_folder, no_folder_named, empty_channel, header_only, no_such_column, unrecognised_column, unknown_labels,
     one_unknown_label, nothing_relevant, everything_relevant, empty_texts, truncated, not_utf8, bad_validation,
@@ -265,7 +271,7 @@ MISTAKES = [
     results_and_model_in_one_folder, pairs_inside_the_model, checkpoints_inside_the_model, pairs_named_as_a_result,
     somebody_elses_report, results_and_checkpoints_in_one_folder, link_to_nowhere, folder_behind_a_link_to_nowhere,
     output_not_utf8, model_dir_not_utf8, label_map_not_utf8, no_scores_of_a_teacher, a_teachers_score_in_words,
-    too_many_dimensions, required_of_no_split,
+    too_many_dimensions, required_of_no_split, required_of_labels_that_do_not_say,
 ]  # fmt: skip
 
 
@@ -300,6 +306,8 @@ def assert_one_line(ended, says=()):
         (["--loss", "cosent", "--temperature", "0.1"], ["temperature is 0.1", "cosent has no infonce", "Leave out"]),
         (["--loss", "infonce", "--scale", "9"], ["scale is 9.0", "infonce has no ranknet or lambda or"]),
         (["--loss", "cosent", "--hard-negatives", "2"], ["hard_negatives is 2", "cosent has no infonce"]),
+        (["--teacher_column", "gpt"], ["teacher_column is gpt", "has no margin_mse or kl", "Leave out teacher_column"]),
+        (["--lora_rank", "0", "--lora_alpha", "64"], ["lora_alpha is 64.0, but lora_rank 0 trains all weights"]),
         (["--epochs", "two"], ["epochs is 'two'", "whole number"]),
         (["--epochs", "0"], ["epochs is 0", "1 or more"]),
         (["--lora_rank", "x"], ["lora_rank is 'x'"]),

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from command import lorry, stopped_after
 from lorry import pipeline
 from lorry.outputs import OutputError
+from lorry.signals import StopRequestedError
 from test_pipeline import Run
 
 OTHER_WAY = str.maketrans("ESCI", "ICSE")
@@ -81,6 +82,9 @@ def test_queries_alone(options, tmp_path):
     assert np.array_equal(encoded(documents, texts), encoded(options["pretrained_model"], texts))
     assert not np.allclose(encoded(run.model, texts), encoded(documents, texts), atol=0.01)
     assert run.facts["proof"]["documents_changed"] == 0.0
+    card = (run.model / "README.md").read_text()
+    assert "With transformers, queries:" in card
+    assert "products need a second server, for `document_model`" in card
     tuned = run.metrics["splits"]["test"]["tuned"]
     assert auc(run.model, documents, options["test"]) == pytest.approx(tuned["roc_auc"], abs=1e-3)
     given = {"model": run.model, "data": options["test"], "output": tmp_path / "metrics.json", "precision": "fp32"}
@@ -165,6 +169,42 @@ def test_the_share_is_chosen_on_validation(options, tmp_path):
     validation = run.metrics["splits"]["validation"]
     for metric in ("ndcg@10_rankable", "pair_accuracy", "roc_auc"):
         assert validation["tuned"][metric] >= validation["base"][metric]
+
+
+def test_where_validation_ranks_no_model_above_another_nothing_is_chosen_on_it(options, base, tmp_path):
+    header, rows = pairs_of(options["validation"])
+    validation = write(tmp_path / "validation", header, [row for row in rows if row[2] == "E"])
+    run = Run(tmp_path, **options | {"validation": validation}, patience=1)
+    assert "warning: the labels of the validation pairs rank no model above another" in run.log
+    assert "tuning did not help" not in run.log
+    facts = run.facts
+    assert facts["interpolation"] == 1.0
+    assert facts["weights_of_step"] == facts["steps"] == run.metrics["training"]["weights_of_step"]
+    tuned = load_file(run.model / "model.safetensors")
+    assert not all(torch.equal(tuned[name], base[name]) for name in base)
+
+
+def test_a_run_stopped_while_the_share_is_chosen_leaves_the_whole_update(options, whole, tmp_path, monkeypatch):
+    def stop(base, measure):
+        measure(0.25)
+        raise StopRequestedError
+
+    monkeypatch.setattr(pipeline, "choose_share", stop)
+    model = tmp_path / "model"
+    assert lorry("train", **options, model_dir=model, output_data_dir=tmp_path / "output").code == 0
+    found, wanted = (load_file(folder / "model.safetensors") for folder in (model, whole.model))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert json.loads((model / "lorry.json").read_text())["interpolation"] == 1.0
+
+
+@pytest.mark.parametrize("share", [0.5, 0])
+def test_a_stopped_run_leaves_the_share_that_is_given(options, base, tmp_path, share):
+    model = tmp_path / "model"
+    with stopped_after(4):
+        ended = lorry("train", **options, interpolation=share, model_dir=model, output_data_dir=tmp_path / "output")
+    assert (ended.code, json.loads((model / "lorry.json").read_text())["interpolation"]) == (0, share)
+    found = load_file(model / "model.safetensors")
+    assert all(torch.equal(found[name], base[name]) for name in base) == (share == 0)
 
 
 def test_the_first_numbers_of_an_embedding_are_one_too(options, whole, tmp_path):

@@ -80,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     add_options(plan, TrainConfig, planned)
     plan.set_defaults(call=_plan, options=planned)
 
-    scored = {*_names(PairOptions), "max_length", "precision", "eval_batch_size", "seed", "require"}
+    pairs = set(_names(PairOptions)) - {"teacher_column"}
+    scored = pairs | {"max_length", "precision", "eval_batch_size", "seed", "require"}
     evaluate = command("evaluate", "score any models side by side on judged pairs")
     evaluate.add_argument(
         "--model",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from lorry.errors import UserError, nearest
-from lorry.loss_sum import LOSS_OPTIONS, LOSSES, dims_of, loss_terms
+from lorry.loss_sum import LOSS_OPTIONS, LOSSES, TEACHER_LOSSES, dims_of, loss_terms
 
 T = TypeVar("T")
 
@@ -59,6 +59,11 @@ class PairOptions:
     )
     locale: str = option("", "ESCI: keep this product_locale only, e.g. us")
     small_version: bool = option(False, "ESCI: keep the reduced (small_version) task only")
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the scores of a teacher are needed."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,8 @@ class TrainConfig(PairOptions):
     )
     hard_negatives: int = option(
         0,
-        "texts per query that nobody judged for it and the model finds most similar, as negatives of infonce; "
-        "found before every epoch",
+        "texts per query that nobody judged for it and the model finds most similar, as negatives of infonce, less "
+        "those that were judged irrelevant; found before every epoch",
         minimum=0,
         maximum=1000,
     )
@@ -134,8 +139,8 @@ class TrainConfig(PairOptions):
     )
     interpolation: float | None = option(
         None,
-        "share of the trained update that the model gets, 0 to 1; empty: what ranks best on validation of 1, 0.75, "
-        "0.5, 0.25 and 0, the base model",
+        "share of the trained update that the model gets, 0 to 1; empty: of 1, 0.75, 0.5 and 0.25 what ranks best on "
+        "validation, or 0, the base model, where each is worse in something",
         minimum=0,
         maximum=1,
     )
@@ -175,13 +180,18 @@ class TrainConfig(PairOptions):
                     f"{name} is {value}, but the loss {self.loss} has no {' or '.join(losses)}",
                     f"Leave out {name}, or add {losses[0]} to the loss.",
                 )
-        for name in ("lora_targets", "lora_dropout"):
-            if self.lora_rank == 0 and getattr(self, name):
+        for name in ("lora_alpha", "lora_targets", "lora_dropout"):
+            if self.lora_rank == 0 and getattr(self, name) != TrainConfig.__dataclass_fields__[name].default:
                 raise UserError(
                     f"{name} is {getattr(self, name)}, but lora_rank 0 trains all weights", f"Leave out {name}."
                 )
         if self.patience and not self.best_epoch:
             raise UserError("patience needs best_epoch", "Leave out patience, or best_epoch false.")
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the loss needs the scores of a teacher."""
+        return any(name in TEACHER_LOSSES for name in loss_terms(self.loss))
 
 
 @dataclass(frozen=True)

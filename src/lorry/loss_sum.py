@@ -16,6 +16,7 @@ LOSS_OPTIONS = {
     "temperature": ("infonce",),
     "scale": ("ranknet", "lambda", "listnet", "cosent", "bce", "kl"),
     "hard_negatives": ("infonce",),
+    "teacher_column": TEACHER_LOSSES,
 }
 
 

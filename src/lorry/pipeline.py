@@ -9,15 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from lorry.config import TrainConfig
-from lorry.evaluation.gate import RequirementError, check_splits, read_requirements, unmet
-from lorry.evaluation.scoring import SplitScores, score
+from lorry.evaluation.gate import RequirementError, check_measurable, read_requirements, unmet
+from lorry.evaluation.scoring import SplitScores, measurable, score
 from lorry.model.encoder import Encoder
 from lorry.model.merge import MergeProof, export
 from lorry.model.packing import TokenSequences
@@ -44,8 +45,8 @@ from lorry.signals import Stop, StopRequestedError
 from lorry.training.checkpoint import KEPT, CheckpointStore
 from lorry.training.loop import Progress, fit
 from lorry.training.progress import TrainingLog
-from lorry.training.selection import choose_share
-from lorry.training.setup import TrainingSetup, prepare
+from lorry.training.selection import CRITERION, choose_share
+from lorry.training.setup import TrainingSetup, prepare, with_documents
 from lorry.training.update import Trainer
 
 log = logging.getLogger("lorry")
@@ -85,8 +86,12 @@ def _run(config: TrainConfig, stop: threading.Event | None, command: str) -> Non
         with stop.immediately() if isinstance(stop, Stop) else nullcontext():
             requirements = read_requirements(config.require)  # a mistake there is told before any work
             setup = prepare(config)
-            check_splits(requirements, setup.splits)
+            defined = {name: measurable(pairs) for name, pairs in setup.splits.items()}
+            check_measurable(requirements, defined)
             check_space(_space_needed(setup))
+            if not set(CRITERION) & set(defined["validation"]):
+                setup = _without_choice(setup)
+            setup = with_documents(setup)
             # Taken at the start, since a stop must not take long later.
             fingerprints = {name: pairs.fingerprint() for name, pairs in setup.splits.items()}
             fingerprints["base"] = setup.base.fingerprint()
@@ -95,13 +100,25 @@ def _run(config: TrainConfig, stop: threading.Event | None, command: str) -> Non
         return
     training_log = TrainingLog(setup.sampler.steps)
     progress = _train(setup, training_log, fingerprints, stop)
+    trained = _weights(setup)
     try:
         if not progress.stopped:
-            _finish(setup, progress, training_log, fingerprints, stop, command)
+            _finish(setup, progress, trained, training_log, fingerprints, stop, command)
             return
     except StopRequestedError:  # while the finished model was being evaluated
+        setup.encoder.interpolate(trained, 1.0)
         progress.stopped = True
     _leave_unfinished(setup, progress, training_log, fingerprints)
+
+
+def _without_choice(setup: TrainingSetup) -> TrainingSetup:
+    """Return the setup of a run that has nothing to choose epoch and share of the update by."""
+    log.warning(
+        "the labels of the validation pairs rank no model above another: neither the epoch nor the share of the update "
+        "is chosen on them"
+    )
+    share = 1.0 if setup.config.interpolation is None else setup.config.interpolation
+    return replace(setup, config=replace(setup.config, best_epoch=False, patience=0, interpolation=share))
 
 
 def _train(
@@ -116,6 +133,7 @@ def _train(
             precision=encoder.precision,
             data=fingerprints["train"],
             model=fingerprints["base"],
+            validation=fingerprints["validation"] if config.best_epoch and config.epochs > 1 else "",
         )
 
     def validate() -> tuple[float, dict[str, float]]:
@@ -155,6 +173,7 @@ def _space_needed(setup: TrainingSetup) -> dict[Path, int]:
 def _finish(
     setup: TrainingSetup,
     progress: Progress,
+    trained: dict[str, Tensor],
     training_log: TrainingLog,
     fingerprints: dict[str, str],
     stop: threading.Event | None,
@@ -169,22 +188,19 @@ def _finish(
     config, output = setup.config, Path(setup.config.output_data_dir)
     before = _score_model(setup, setup.base, stop)
     training_log.begin_with(loss=before["validation"].loss, metrics=before["validation"].metrics)
-    share = _interpolate(setup, before["validation"], stop)
+    share = _interpolate(setup, trained, before["validation"], stop)
     failures: list[OutputError] = []
     refused: RequirementError | None = None
     try:
         with staging(Path(config.model_dir)) as folder:
             proof = export(folder, setup.encoder, _probe(setup), side=config.train_side, changed=share > 0)
-            log.info(
-                "merged: cosine to base + adapter %.6f, to the base %.4f",
-                proof.merged_to_adapter,
-                proof.merged_to_base,
-            )
+            of = f"to base + adapter {proof.merged_to_adapter:.6f}, " if setup.encoder.adapted else ""
+            log.info("merged: cosine %sto the base %.4f", of, proof.merged_to_base)
             after = _score_model(setup, find_pretrained(str(folder), config.max_length), stop)
             facts = gather_facts(setup, progress, training_log, before, after, command, interpolation=share)
             write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints, share))
             write_model_card(folder, facts)
-            if missed := unmet(read_requirements(config.require), facts.metrics["splits"], facts.undefined):
+            if missed := unmet(read_requirements(config.require), facts.metrics["splits"]):
                 refused = RequirementError(missed, keep_aside(folder, output / REFUSED_MODEL, "\n".join(missed)))
                 raise refused
     except RequirementError:
@@ -211,13 +227,14 @@ def _finish(
     log.info("%s", verdict_of(facts).line)
 
 
-def _interpolate(setup: TrainingSetup, base: SplitScores, stop: threading.Event | None) -> float:
+def _interpolate(
+    setup: TrainingSetup, trained: dict[str, Tensor], base: SplitScores, stop: threading.Event | None
+) -> float:
     """Set the encoder's weights to the share of the update that ranks best on validation, or is given; return it."""
     encoder = setup.encoder
-    tuned = {name: weight.detach().clone() for name, weight in encoder.trainable().items()}
 
     def measure(share: float) -> dict[str, float]:
-        encoder.interpolate(tuned, share)
+        encoder.interpolate(trained, share)
         return _score(setup, encoder, "validation", stop).metrics
 
     share = setup.config.interpolation
@@ -226,8 +243,13 @@ def _interpolate(setup: TrainingSetup, base: SplitScores, stop: threading.Event 
         log.info("the model gets %.0f%% of the trained update: chosen on validation", 100 * share)
         if share == 0:
             log.warning("tuning did not help: the model has the weights of the base model")
-    encoder.interpolate(tuned, share)
+    encoder.interpolate(trained, share)
     return share
+
+
+def _weights(setup: TrainingSetup) -> dict[str, Tensor]:
+    """Return a copy of the weights that are trained."""
+    return {name: weight.detach().clone() for name, weight in setup.encoder.trainable().items()}
 
 
 def _rescue_adapter(setup: TrainingSetup, error: OutputError) -> OutputError:
@@ -272,9 +294,12 @@ def _leave_unfinished(
 
 
 def _export_unfinished(setup: TrainingSetup, progress: Progress, fingerprints: dict[str, str]) -> None:
+    """Leave the model as trained so far, with the whole update unless another share is given."""
+    share = 1.0 if setup.config.interpolation is None else setup.config.interpolation
+    setup.encoder.interpolate(_weights(setup), share)
     with staging(Path(setup.config.model_dir)) as folder:
-        proof = export(folder, setup.encoder, _probe(setup), side=setup.config.train_side)
-        write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints))
+        proof = export(folder, setup.encoder, _probe(setup), side=setup.config.train_side, changed=share > 0)
+        write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints, share))
         write_unfinished_card(folder, setup.base.name, progress.step)
     log.info("the model as trained so far: %s", setup.config.model_dir)
 
@@ -291,7 +316,7 @@ def _probe(setup: TrainingSetup) -> TokenSequences:
 
 
 def _provenance(
-    setup: TrainingSetup, progress: Progress, proof: MergeProof, fingerprints: dict[str, str], share: float = 1.0
+    setup: TrainingSetup, progress: Progress, proof: MergeProof, fingerprints: dict[str, str], share: float
 ) -> dict[str, Any]:
     return provenance(
         setup.config,
@@ -301,6 +326,7 @@ def _provenance(
         proof=asdict(proof),
         interpolation=share,
         steps=progress.step,
+        weights_of_step=progress.weights_of_step,
         finished=not progress.stopped,
         stopped_at=progress.step if progress.stopped else None,
     )

@@ -27,8 +27,13 @@ def score_of(text):
     return "" if number % 7 == 3 else (number + 1) / 1024
 
 
+def taught(**options):
+    """Options of a run that learns from a teacher."""
+    return TrainConfig(loss="kl", **options)
+
+
 def read(folder, **options):
-    return read_channel(folder, PairOptions(**options))["all"]
+    return read_channel(folder, taught(**options))["all"]
 
 
 def assert_aligned(pairs):
@@ -67,11 +72,11 @@ def test_scores_stand_in_escis_table_of_judgements(tmp_path):
     scores = [0.9, 0.6, 0.3, 0.0, 0.25, 0.75]
     save(tmp_path, "examples.parquet", ESCI_EXAMPLES | {"teacher_score": scores})
     save(tmp_path, "products.parquet", ESCI_PRODUCTS)
-    found = read_channel(tmp_path, PairOptions())
+    found = read_channel(tmp_path, taught())
     assert found["train"].health.form == "ESCI, two tables"
     assert found["train"].teacher.tolist() == np.float32([0.9, 0.6, 0.3, 0.0, 0.75]).tolist()
     assert found["test"].teacher.tolist() == [0.25]
-    small = read_channel(tmp_path, PairOptions(small_version=True, locale="us"))["train"]
+    small = read_channel(tmp_path, taught(small_version=True, locale="us"))["train"]
     assert small.teacher.tolist() == np.float32([0.9, 0.6, 0.0]).tolist()
 
 
@@ -114,6 +119,15 @@ def test_what_is_no_finite_number_is_one_line_that_says_where(tmp_path, cell, na
     )
 
 
+def test_a_score_that_is_not_used_may_be_anything(tmp_path):
+    rows = [("q", "a", 1, "0.5", "us"), ("q", "b", 0, "NULL", "es"), ("q", "c", 0, "", "us")]
+    write(tmp_path, pairs_csv=csv_text(rows, f"{HEADER},product_locale"))
+    assert read_channel(tmp_path, PairOptions())["all"].teacher is None
+    with pytest.raises(UserError, match="'NULL' is not a finite number"):
+        read(tmp_path)
+    np.testing.assert_array_equal(read(tmp_path, locale="us").teacher, np.float32([0.5, np.nan]))
+
+
 def test_two_columns_of_scores_are_refused(tmp_path):
     write(tmp_path, pairs_csv=csv_text([("q", "a", 1, 0.1, 0.2)], f"{HEADER},Teacher Score"))
     with pytest.raises(UserError, match=r"several columns that may be the teacher's score: .*--teacher_column NAME"):
@@ -123,14 +137,14 @@ def test_two_columns_of_scores_are_refused(tmp_path):
 def test_a_column_that_is_not_there_is_refused(tmp_path):
     write(tmp_path, pairs_csv=csv_text([("q", "a", 1, 0.1)], HEADER))
     with pytest.raises(UserError, match=r"no column 'teacher_scor' \(teacher_column\).* Did you mean teacher_score\?"):
-        read_splits(TrainConfig(train=str(tmp_path), teacher_column="teacher_scor"))
+        read_splits(taught(train=str(tmp_path), teacher_column="teacher_scor"))
 
 
 @pytest.mark.parametrize("option", ["validation", "test"])
 def test_pairs_that_are_not_trained_on_need_no_scores(tmp_path, option):
     train = write(tmp_path / "train", pairs_csv=csv_text(scored(40), "query,title,label,gpt"))
     other = write(tmp_path / "other", pairs_csv=[row[:3] for row in scored(8, 100)])
-    found = read_splits(TrainConfig(train=str(train), teacher_column="gpt", **{option: str(other)}))
+    found = read_splits(taught(train=str(train), teacher_column="gpt", **{option: str(other)}))
     assert_aligned(found["train"])
     assert found[option].teacher is None
 
@@ -148,7 +162,7 @@ def test_scores_stay_beside_their_pairs_when_rows_are_chosen_or_left_out(tmp_pat
 
 
 def test_scores_stay_beside_their_pairs_when_queries_are_held_out(tmp_path):
-    found = read_splits(TrainConfig(train=str(write(tmp_path, pairs_csv=csv_text(scored(400), HEADER)))))
+    found = read_splits(taught(train=str(write(tmp_path, pairs_csv=csv_text(scored(400), HEADER)))))
     assert list(found) == ["train", "validation"]
     for pairs in found.values():
         assert_aligned(pairs)
@@ -168,7 +182,7 @@ def test_scores_stay_beside_their_pairs_in_splits(tmp_path):
     rows = [(*row, name) for name, rows in tables.items() for row in rows]
     write(tmp_path / "column", pairs_csv=csv_text(rows, f"{HEADER},split"))
     for form in ("saved", "column"):
-        found = read_channel(tmp_path / form, PairOptions())
+        found = read_channel(tmp_path / form, taught())
         assert {name: len(pairs) for name, pairs in found.items()} == {"train": 40, "test": 12}
         for pairs in found.values():
             assert_aligned(pairs)
@@ -180,7 +194,7 @@ def test_scores_stay_beside_their_pairs_when_overlap_is_left_out(tmp_path, exclu
     test = write(tmp_path / "test", pairs_csv=csv_text(scored(6), HEADER))
     validation = write(tmp_path / "validation", pairs_csv=csv_text(scored(8, 100), HEADER))
     folders = {"train": str(train), "test": str(test), "validation": str(validation)}
-    found = read_splits(TrainConfig(exclude_overlap=exclude, **folders))
+    found = read_splits(taught(exclude_overlap=exclude, **folders))
     assert len(found["train"]) == left
     for pairs in found.values():
         assert_aligned(pairs)

@@ -84,10 +84,26 @@ def test_caveats_tell_what_limits_the_verdict():
     assert verdict_of(facts).caveats == [
         "BM25, which needs no training, scores higher: nDCG@10, rankable queries 0.8000 against 0.7000.",
         "Random order scores higher: nDCG@10, rankable queries 0.7100 against 0.7000.",
-        "There is no test split. These queries were held out of training, but training was monitored on them.",
         "Not defined here, because the labels do not differ: ROC-AUC.",
+        "There is no test split. These queries were held out of training, but the share of the update was chosen on "
+        "them: the figures may be too good.",
     ]
     assert verdict_of(make_facts()).caveats == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"epochs": 3}, "the epoch and the share of the update were chosen on them: the figures may be too good."),
+        ({"epochs": 3, "interpolation": 1.0}, "the epoch was chosen on them: the figures may be too good."),
+        ({"epochs": 3, "best_epoch": False, "interpolation": 1.0}, "training was monitored on them."),
+    ],
+)
+def test_without_a_test_split_it_says_what_was_chosen_on_these_queries(options, says):
+    facts = make_facts()
+    metrics = facts.metrics | {"splits": {"validation": facts.metrics["splits"]["validation"]}}
+    (found,) = verdict_of(make_facts(metrics=metrics, config=facts.config | options)).caveats
+    assert found.endswith(f"held out of training, but {says}")
 
 
 def test_an_undefined_metric_has_no_say():

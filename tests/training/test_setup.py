@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lorry.config import TrainConfig
 from lorry.errors import UserError
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
-from lorry.training.setup import FULL_LR, prepare
+from lorry.training.setup import FULL_LR, prepare, with_documents
 
 
 @pytest.fixture
@@ -54,6 +55,8 @@ def test_rank_0_trains_all_weights_and_warns_of_a_rate_for_adapters(begin, lr, c
 
 def test_products_keep_the_base_models_embeddings_where_queries_alone_are_trained(begin):
     setup = begin(train_side="query")
+    assert not setup.documents  # a plan needs none
+    setup = with_documents(setup)
     base = Encoder(setup.base, "fp32", torch.device("cpu"))
     assert set(setup.documents) == {"train", "validation"}
     for name, found in setup.documents.items():
@@ -90,4 +93,11 @@ def test_scores_of_a_teacher_are_read_from_the_column_that_is_named(begin):
 
 
 def test_scores_that_no_loss_uses_may_be_anything(begin):
-    assert begin(scores=lambda number: 7).splits["train"].teacher is not None
+    assert begin(scores=lambda number: "unknown").splits["train"].teacher is None
+
+
+def test_a_model_of_queries_alone_is_no_base(begin, tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model("bert"), tmp_path / "base")
+    shutil.copytree(tiny_model("bert"), base / "document_model")
+    with pytest.raises(UserError, match=r"base is a model of queries alone: products have another, in its document_mo"):
+        begin(pretrained_model=str(base))

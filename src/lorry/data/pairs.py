@@ -258,7 +258,7 @@ def _read(
         label=scale.nearest_level(grades),
         label_names=scale.names,
         health=Health(0, 0, {}, {}, [], form),
-        teacher=teacher_scores(channel),
+        teacher=teacher_scores(channel, wanted) if options.learns_from_teacher else None,
     )
     found: dict[str, Pairs] = {}
     for name, mask in channel.splits.items():

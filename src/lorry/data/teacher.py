@@ -13,13 +13,17 @@ from lorry.data.wording import quoted
 from lorry.errors import UserError
 
 
-def teacher_scores(channel: Channel) -> NDArray[np.float32] | None:
+def teacher_scores(channel: Channel, wanted: NDArray[np.bool_]) -> NDArray[np.float32] | None:
     """Return the teacher's score of each row [N], nan where there is none; None where there is no such column.
 
     An empty cell is no score, and so is NaN, which many libraries write for it.
 
+    Args:
+        channel: The rows.
+        wanted: Which of them [N] are used.
+
     Raises:
-        UserError: A cell holds something else than a finite number.
+        UserError: A cell of a used row holds something else than a finite number.
     """
     column = channel.teacher
     if column is None:
@@ -29,8 +33,8 @@ def teacher_scores(channel: Channel) -> NDArray[np.float32] | None:
     plain = pc.utf8_lower(pc.utf8_trim_whitespace(column.strings))
     empty = pc.is_in(plain, value_set=pa.array(["", "nan"], plain.type)).to_numpy(zero_copy_only=False)
     wrong = np.append(~np.isfinite(scores) & ~empty, False)[column.codes]  # the last one for rows without a cell
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
+    if (wrong & wanted).any():
+        row = int(np.flatnonzero(wrong & wanted)[0])
         raise UserError(
             f"{channel.place_of(row)}: the teacher's score {quoted(column.strings[column.codes[row]].as_py())} is not "
             "a finite number",

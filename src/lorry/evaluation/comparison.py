@@ -10,7 +10,7 @@ from lorry.config import TrainConfig
 from lorry.data.pairs import read_channel
 from lorry.errors import UserError
 from lorry.evaluation import metrics, scoring
-from lorry.evaluation.gate import Requirement, check_splits, read_requirements, unmet
+from lorry.evaluation.gate import Requirement, check_measurable, read_requirements, unmet
 from lorry.hardware import make_accelerator
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
@@ -42,9 +42,9 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
     accelerator, precision = make_accelerator(config.precision)
     bases = {name: find_pretrained(name, config.max_length) for name in models}
     channel = read_channel(data, config)
-    check_splits(requirements, channel)
+    measurable = {split: scoring.measurable(pairs) for split, pairs in channel.items()}
+    check_measurable(requirements, measurable)
     splits: dict[str, dict[str, Any]] = {}
-    undefined: dict[str, list[str]] = {}
     for split, pairs in channel.items():
         scores: dict[str, dict[str, float]] = {}
         for name, base in bases.items():
@@ -55,9 +55,8 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
                 documents_TD = embed_all(other, texts, config.eval_batch_size, side="document")
             scores[name] = scoring.score(encoder, texts, pairs, config, documents_TD=documents_TD).metrics
             log.info("%s: %s", name, " ".join(f"{key}={value:.4f};" for key, value in scores[name].items()))
-        undefined[split] = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
-        if undefined[split]:
-            log.warning("%s: not defined by these labels: %s", split, ", ".join(undefined[split]))
+        if undefined := [name for name in METRICS if name not in measurable[split]]:
+            log.warning("%s: not defined by these labels: %s", split, ", ".join(undefined))
         splits[split] = {
             "pairs": len(pairs),
             "queries": len(pairs.queries),
@@ -73,7 +72,7 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
         split: {**block, "base": block["models"][first], "tuned": block["models"][last]}
         for split, block in splits.items()
     }
-    if missed := unmet(requirements, blocks, undefined):
+    if missed := unmet(requirements, blocks):
         raise UserError(f"{last} does not meet --require: {'; '.join(missed)}", f"The metrics are in {output}.")
     if requirements:
         log.info("%s meets --require: %s", last, config.require)

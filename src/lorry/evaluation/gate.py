@@ -70,35 +70,39 @@ def read_requirements(text: str) -> list[Requirement]:
     return [_read(part.strip()) for part in text.split(",")] if text.strip() else []
 
 
-def check_splits(requirements: Sequence[Requirement], splits: Collection[str]) -> None:
-    """Check that there are pairs of every split that a requirement names.
+def check_measurable(requirements: Sequence[Requirement], measurable: Mapping[str, Collection[str]]) -> None:
+    """Check that every requirement is about a split that there is, and a metric that its labels define.
+
+    Args:
+        requirements: What must be reached.
+        measurable: By split, the metrics that its labels define.
 
     Raises:
-        UserError: There are none.
+        UserError: There are no such pairs, or their labels do not define the metric.
     """
     for requirement in requirements:
-        if requirement.split_of(splits) not in splits:
+        split = requirement.split_of(measurable)
+        if split in measurable and requirement.metric not in measurable[split]:
+            whose = "pairs" if split == "all" else f"{split} pairs"
+            raise UserError(
+                f"require has {requirement.text!r}, but the labels of the {whose} do not define {requirement.metric}",
+                "Require another metric, or give pairs whose labels define it.",
+            )
+        if split not in measurable:
             raise UserError(
                 f"require has {requirement.text!r}, but there are no {requirement.split} pairs",
                 f"Give {requirement.split} pairs, or leave out the {requirement.split}: before the metric.",
             )
 
 
-def unmet(
-    requirements: Sequence[Requirement],
-    splits: Mapping[str, Mapping[str, Any]],
-    undefined: Mapping[str, Collection[str]],
-) -> list[str]:
+def unmet(requirements: Sequence[Requirement], splits: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a phrase for every requirement that is not met: the figures, and by how much they fall short.
 
-    A metric that the labels do not define meets no requirement.
-
     Args:
-        requirements: What must be reached; `check_splits` has passed them.
+        requirements: What must be reached; `check_measurable` has passed them.
         splits: By split, the metrics of `random`, `bm25`, `base` and `tuned`, as in metrics.json.
-        undefined: By split, the metrics that its labels do not define (`metrics.undefined`).
     """
-    phrases = (_shortfall(requirement, splits, undefined) for requirement in requirements)
+    phrases = (_shortfall(requirement, splits) for requirement in requirements)
     return [phrase for phrase in phrases if phrase]
 
 
@@ -137,16 +141,10 @@ def _refuse(part: str, reason: str, hint: str) -> NoReturn:
     raise UserError(f"require has {shown!r}: {reason}", hint)
 
 
-def _shortfall(
-    requirement: Requirement, splits: Mapping[str, Mapping[str, Any]], undefined: Mapping[str, Collection[str]]
-) -> str:
+def _shortfall(requirement: Requirement, splits: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the phrase of `unmet` for one requirement, "" where it is met."""
     split, metric, block = requirement.split_of(splits), requirement.metric, splits[requirement.split_of(splits)]
     figure = f"{metric} on {'all pairs' if split == 'all' else split}"
-    if metric.replace(OFFICIAL_NDCG, "ndcg@10") in undefined.get(split, ()):
-        return f"{figure} is not defined by the labels there"
-    if metric not in block["tuned"]:
-        return f"{figure} is not computed for the labels there"
     value = block["tuned"][metric]
     start = block[requirement.reference][metric] if requirement.reference else 0.0
     gap = start + requirement.number - value

@@ -13,11 +13,11 @@ from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
-from lorry.evaluation.metrics import evaluate
-from lorry.loss_sum import TEACHER_LOSSES, loss_terms
+from lorry.evaluation import metrics
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.tokens import TokenizedTexts
+from lorry.names import METRICS, OFFICIAL_NDCG
 from lorry.training.batches import make_batch
 from lorry.training.objective import batch_loss
 
@@ -80,9 +80,16 @@ def score(
 def measure(pairs: Pairs, scores: np.ndarray) -> dict[str, float]:
     """Return the metrics of these scores; with ESCI labels also nDCG as the official scorer computes it."""
     official = None
-    if set(pairs.label_names) == set(OFFICIAL_SCORER_GAIN):
+    if _has_official_scorer(pairs):
         official = np.array([OFFICIAL_SCORER_GAIN[name] for name in pairs.label_names])[pairs.label]
-    return evaluate(pairs.query, pairs.gain, pairs.relevant, scores, official_gain=official)
+    return metrics.evaluate(pairs.query, pairs.gain, pairs.relevant, scores, official_gain=official)
+
+
+def measurable(pairs: Pairs) -> list[str]:
+    """Return the metrics that the labels of these pairs define."""
+    undefined = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
+    found = [name for name in METRICS if name not in undefined]
+    return [*found, OFFICIAL_NDCG] if "ndcg@10" in found and _has_official_scorer(pairs) else found
 
 
 def baselines(pairs: Pairs, seed: int) -> dict[str, dict[str, float]]:
@@ -93,12 +100,16 @@ def baselines(pairs: Pairs, seed: int) -> dict[str, dict[str, float]]:
     return {"random": measure(pairs, random_scores(len(pairs), seed)), "bm25": measure(pairs, bm25)}
 
 
+def _has_official_scorer(pairs: Pairs) -> bool:
+    return set(pairs.label_names) == set(OFFICIAL_SCORER_GAIN)
+
+
 def _loss(config: TrainConfig, all_ND: torch.Tensor, texts: TokenizedTexts, pairs: Pairs) -> float:
     """Return the training loss, averaged over the pairs of a fixed order of batches.
 
     Losses that learn from a teacher are 0 where it scored nothing: validation and test pairs need no scores of it.
     """
-    if pairs.teacher is None and loss_terms(config.loss).keys() & set(TEACHER_LOSSES):
+    if pairs.teacher is None and config.learns_from_teacher:
         pairs = replace(pairs, teacher=np.full(len(pairs), np.nan, np.float32))
     sampler = BatchSampler(pairs.query, config.batch_size, 1, seed=0)
     total = 0.0

@@ -63,12 +63,12 @@ def count_steps(setup: TrainingSetup) -> list[Tokens]:
     Mined negatives are counted as texts of mean length: which ones they are is known in training only.
     """
     pairs, texts, sampler = setup.splits["train"], setup.texts["train"], setup.sampler
-    device, counted = torch.device("cpu"), []
+    device, counted, alone = torch.device("cpu"), [], setup.config.train_side == "query"
     for step in range(sampler.steps):
         batch = make_batch(texts, pairs, sampler.batch(step), device)
-        lengths = texts.lengths_of(batch.rows if not setup.documents else batch.rows[: batch.queries])
+        lengths = texts.lengths_of(batch.rows[: batch.queries] if alone else batch.rows)
         found = Tokens(int(lengths.sum()), int((lengths**2).sum()))
-        if setup.config.hard_negatives and not setup.documents:
+        if setup.config.hard_negatives and not alone:
             mean, more = int(texts.lengths[texts.queries :].mean()), setup.config.hard_negatives * batch.queries
             found += Tokens(mean * more, mean**2 * more)
         counted.append(found)
@@ -114,7 +114,9 @@ def _time_steps(setup: TrainingSetup, per_step: Sequence[Tokens]) -> float:
     typical: list[int] = by_size[np.linspace(0, len(by_size) - 1, TIMED_STEPS).astype(int)].tolist()
     config, pairs, texts = setup.config, setup.splits["train"], setup.texts["train"]
     max_tokens = config.micro_batch_tokens or tokens_that_fit(setup.encoder, texts)
-    trainer = Trainer(setup.encoder, texts, config, setup.accelerator, max_tokens, setup.documents.get("train"))
+    # A step takes the same time whatever the products' embeddings are, so they are not computed here.
+    products = torch.ones(len(texts) - texts.queries, setup.encoder.width) if config.train_side == "query" else None
+    trainer = Trainer(setup.encoder, texts, config, setup.accelerator, max_tokens, products)
     seconds: list[float] = []
     for step in (typical[-1], *typical):
         began = time.perf_counter()

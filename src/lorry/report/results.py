@@ -98,4 +98,5 @@ def _training_block(setup: TrainingSetup, progress: Progress) -> dict[str, Any]:
         "tokens_per_second": round(progress.tokens / seconds, 1),
         "peak_memory_bytes": peak_memory(setup.encoder.device),
         "steps": progress.step,
+        "weights_of_step": progress.weights_of_step,
     }

@@ -40,7 +40,12 @@ def verdict_of(facts: ReportFacts) -> Verdict:
     differences = {name: item for name, item in facts.differences.get(split, {}).items() if name not in undefined}
     kind = _direction(differences.get(DECIDES))
     answer = {"better": "better", "worse": "worse", "unclear": "no clear difference"}[kind]
-    caveats = [*_against(kind, differences), *_overlap(facts, split), *_caveats(split, block, undefined)]
+    caveats = [
+        *_against(kind, differences),
+        *_overlap(facts, split),
+        *_caveats(split, block, undefined),
+        *_monitored(facts, split),
+    ]
     return Verdict(
         kind=kind,
         headline=_headline(facts, kind, split, differences),
@@ -126,6 +131,22 @@ def _overlap(facts: ReportFacts, split: str) -> list[str]:
     return [f"Of the {split} split, {overlap}: the figures may be too good."]
 
 
+def _monitored(facts: ReportFacts, split: str) -> list[str]:
+    """Say what was chosen on these queries, where there are no others."""
+    if split != "validation":
+        return []
+    config = facts.config
+    chosen = [
+        *(["the epoch"] if config["best_epoch"] and config["epochs"] > 1 else []),
+        *(["the share of the update"] if _chosen(facts) else []),
+    ]
+    start = "There is no test split. These queries were held out of training, but"
+    if not chosen:
+        return [f"{start} training was monitored on them."]
+    verb = "was" if len(chosen) == 1 else "were"
+    return [f"{start} {' and '.join(chosen)} {verb} chosen on them: the figures may be too good."]
+
+
 def _caveats(split: str, block: Mapping[str, Any], undefined: Sequence[str]) -> list[str]:
     caveats = []
     main_metric = next((name for name in (DECIDES, "pair_accuracy", "roc_auc") if name not in undefined), None)
@@ -135,10 +156,6 @@ def _caveats(split: str, block: Mapping[str, Any], undefined: Sequence[str]) -> 
             score = block[scorer][main_metric]
             if score > tuned:
                 caveats.append(f"{who} scores higher: {METRIC_TITLES[main_metric]} {score:.4f} against {tuned:.4f}.")
-    if split == "validation":
-        caveats.append(
-            "There is no test split. These queries were held out of training, but training was monitored on them."
-        )
     if undefined:
         titles = ", ".join(METRIC_TITLES[name] for name in undefined)
         caveats.append(f"Not defined here, because the labels do not differ: {titles}.")

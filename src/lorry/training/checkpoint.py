@@ -32,6 +32,7 @@ log = logging.getLogger("lorry")
 KEPT = 2  # complete checkpoints: the newest, and one in case it gets damaged
 FORMAT = 4  # of state.json; since 3 it has a checksum of its own, since 4 the best epoch
 COUNTERS = {"step", "pairs", "tokens", "seconds", "micro_batch_tokens"}  # of loop.Progress
+CONTENTS = ("training data", "base model", "validation data")  # compared by their fingerprints
 FILES = {"adapters.safetensors", "optimizer.safetensors", "kept.safetensors", "training.jsonl"}
 # Hyperparameters that may differ between the run that stopped and the one that continues it. Pairs and base model are
 # compared by their content, wherever they lie.
@@ -59,7 +60,9 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoint folder of one run."""
 
-    def __init__(self, folder: Path, config: TrainConfig, *, precision: str, data: str, model: str) -> None:
+    def __init__(
+        self, folder: Path, config: TrainConfig, *, precision: str, data: str, model: str, validation: str = ""
+    ) -> None:
         """Open the folder.
 
         Args:
@@ -68,10 +71,12 @@ class CheckpointStore:
             precision: The one that the run computes in.
             data: Fingerprint of the training pairs.
             model: Fingerprint of the base model.
+            validation: Fingerprint of the validation pairs, where the epoch is chosen on them.
         """
         self.folder = folder
         settings = {name: value for name, value in as_dict(config).items() if name not in NOT_COMPARED}
-        self.identity = {"training data": data, "base model": model, **settings, "precision": precision}
+        contents = dict(zip(CONTENTS, (data, model, validation), strict=True))
+        self.identity = {**contents, **settings, "precision": precision}
         self.versions = {name: metadata.version(name) for name in ("lorry", "torch")}
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -155,12 +160,16 @@ class CheckpointStore:
                 f"checkpoint {folder} was written by a newer version of Lorry ({state['versions'].get('lorry')})",
                 "Update Lorry, or give another --checkpoint_dir.",
             )
+        if state["format"] < FORMAT:
+            raise UserError(
+                f"checkpoint {folder} was written by an older version of Lorry",
+                "Continue with that version, or give another --checkpoint_dir.",
+            )
         now, identity = json.loads(json.dumps(self.identity)), state["identity"]
         differ = [name for name in now if now[name] != identity.get(name)]
         if differ:
             shown = ", ".join(
-                name if name in {"training data", "base model"} else f"{name} ({identity.get(name)}, now {now[name]})"
-                for name in differ
+                name if name in CONTENTS else f"{name} ({identity.get(name)}, now {now[name]})" for name in differ
             )
             raise UserError(
                 f"checkpoint {folder} belongs to another run: {shown} differ",

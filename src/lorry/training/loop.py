@@ -59,6 +59,8 @@ class Progress:
     best: Best = field(default_factory=Best)
     negatives: np.ndarray | None = None
     """[queries, k] texts mined for this epoch."""
+    weights_of_step: int = 0
+    """After training: optimizer steps at the end of the epoch whose weights the encoder has."""
 
     def add(self, batch: Batch, tokens: int, loss: Tensor) -> None:
         """Count an optimizer step."""
@@ -130,7 +132,9 @@ def fit(
             progress.stopped = stop is not None and stop.is_set()
             if at_end or progress.stopped or progress.step % config.checkpoint_every == 0:
                 _save(store, trainer, progress, training_log)
+    progress.weights_of_step = progress.step
     if progress.best.step not in (0, progress.step) and not progress.stopped:
+        progress.weights_of_step = progress.best.step
         log.info("taking the weights of epoch %d, which ranked best on validation", sampler.epoch(progress.best.step))
         progress.best.restore(trainer.weights)
     return progress

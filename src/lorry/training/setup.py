@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ from lorry.data.pairs import Pairs, read_splits
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
 from lorry.hardware import choose_precision, describe, make_accelerator
-from lorry.loss_sum import TEACHER_LOSSES, dims_of, loss_terms
+from lorry.loss_sum import dims_of
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
+from lorry.model.merge import DOCUMENT_MODEL
 from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.model.tokens import TokenizedTexts, tokenize
 from lorry.training.checkpoint import precision_of_checkpoint
@@ -42,8 +43,9 @@ class TrainingSetup:
     """The texts of each split."""
     sampler: BatchSampler
     """Of the training pairs."""
-    documents: dict[str, Tensor]
-    """Embeddings [T, D] of each split's product texts, on the CPU, where queries alone are trained."""
+    documents: dict[str, Tensor] = field(default_factory=dict)
+    """Embeddings [T, D] of each split's product texts, on the CPU, where queries alone are trained: see
+    `with_documents`."""
 
 
 def prepare(config: TrainConfig) -> TrainingSetup:
@@ -60,6 +62,11 @@ def prepare(config: TrainConfig) -> TrainingSetup:
     if begun and choose_precision("auto", accelerator.device) != begun == precision:
         log.warning("continuing in %s, as the run began: on this device it may be slow", precision)
     base = find_pretrained(config.pretrained_model, config.max_length)
+    if (base.folder / DOCUMENT_MODEL).is_dir():
+        raise UserError(
+            f"{config.pretrained_model} is a model of queries alone: products have another, in its {DOCUMENT_MODEL}/",
+            "Give a model of both as --pretrained_model, such as the one that it was trained from.",
+        )
     attention = "packed" if base.architecture.packs else f"padded ({base.model_type} models cannot be packed)"
     log.info("%s", describe(accelerator.device, precision, attention))
     splits = read_splits(config)
@@ -69,13 +76,19 @@ def prepare(config: TrainConfig) -> TrainingSetup:
     sampler = BatchSampler(splits["train"].query, config.batch_size, config.epochs, config.seed)
     weights = sum(weight.numel() for weight in encoder.trainable().values())
     log.info("training %s weights of %s, %d pairs per optimizer step", f"{weights:,}", base.name, config.batch_size)
-    documents = {}
-    if config.train_side == "query":
-        log.info("embedding the products once, with the base model")
-        documents = {
-            name: embed_all(encoder, split, config.eval_batch_size, side="document") for name, split in texts.items()
-        }
-    return TrainingSetup(config, accelerator, base, encoder, splits, texts, sampler, documents)
+    return TrainingSetup(config, accelerator, base, encoder, splits, texts, sampler)
+
+
+def with_documents(setup: TrainingSetup) -> TrainingSetup:
+    """Return the setup with the products' embeddings, which stay as they are where queries alone are trained."""
+    config, encoder = setup.config, setup.encoder
+    if config.train_side == "both":
+        return setup
+    log.info("embedding the products once, with the base model")
+    documents = {
+        name: embed_all(encoder, texts, config.eval_batch_size, side="document") for name, texts in setup.texts.items()
+    }
+    return replace(setup, documents=documents)
 
 
 def trainable_encoder(config: TrainConfig, base: PretrainedModel, precision: str, device: torch.device) -> Encoder:
@@ -112,12 +125,11 @@ def check_teacher(config: TrainConfig, train: Pairs) -> None:
     Raises:
         UserError: The training pairs have no scores of a teacher, or not on the scale of cosines.
     """
-    wanted = [name for name in loss_terms(config.loss) if name in TEACHER_LOSSES]
-    if not wanted:
+    if not config.learns_from_teacher:
         return
     if train.teacher is None or not np.isfinite(train.teacher).any():
         raise UserError(
-            f"the loss {wanted[0]} needs a teacher's scores, and the training pairs have none",
+            f"the loss {config.loss} needs a teacher's scores, and the training pairs have none",
             "Add a column teacher_score, or name the column: --teacher_column NAME",
         )
     lowest, highest = float(np.nanmin(train.teacher)), float(np.nanmax(train.teacher))
