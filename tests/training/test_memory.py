@@ -43,6 +43,18 @@ def test_half_precision_keeps_about_half(model, tiny_model):
     assert 0.4 < kept[0] / kept[1] < 0.75
 
 
+def test_weights_that_are_kept_once_are_not_counted_for_every_token(model, monkeypatch):
+    encoder, texts = model
+    rows = np.arange(200)
+    tokens = [int(texts.lengths_of(part).sum()) for part in (rows[:100], rows)]
+    kept = [memory.bytes_kept(encoder, texts, part) for part in (rows[:100], rows)]
+    token = (kept[1] - kept[0]) / (tokens[1] - tokens[0])
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1 << 34)
+    assert memory.tokens_that_fit(*model) == pytest.approx(memory.SHARE * (1 << 34) / token, rel=0.05)
+    few = rows[:10]
+    assert memory.bytes_kept(encoder, texts, few) > 1.05 * token * int(texts.lengths_of(few).sum())
+
+
 def test_twice_the_memory_holds_twice_the_tokens(model, monkeypatch):
     fits = []
     for free in (1 << 30, 1 << 31):

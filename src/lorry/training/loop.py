@@ -125,7 +125,8 @@ def fit(
             progress.seconds = time.perf_counter() - began
             training_log.step(batch.pairs)
             at_end = progress.step >= sampler.steps
-            if at_end or progress.step % config.log_every == 0:
+            # Training may end with every epoch.
+            if progress.step % sampler.steps_per_epoch == 0 or progress.step % config.log_every == 0:
                 mean = _mean(progress.losses, progress.step)
                 training_log.train(progress.step, sampler.epoch(progress.step), loss=mean, lr=lr)
                 progress.losses.clear()

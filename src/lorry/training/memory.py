@@ -32,10 +32,14 @@ def tokens_that_fit(encoder: Encoder, texts: TokenizedTexts) -> int:
     longest = np.argpartition(lengths, -min(len(lengths), PROBE_TOKENS))[-PROBE_TOKENS:]
     longest = longest[np.argsort(-lengths[longest], kind="stable")]
     rows = longest[: max(1, int((np.cumsum(lengths[longest]) <= PROBE_TOKENS).sum()))]
-    kept = bytes_kept(encoder, texts, rows) / int(lengths[rows].sum())
+    # Adapted weights are kept too, however many tokens there are: two passes tell them from what a token keeps.
+    some = rows[: len(rows) // 2]
+    fewer = bytes_kept(encoder, texts, some) if len(some) else 0
+    token = (bytes_kept(encoder, texts, rows) - fewer) / int(lengths[rows].sum() - lengths[some].sum())
+    fixed = max(0.0, fewer - token * int(lengths[some].sum()))
     free = free_memory(encoder.device)
-    fit = max(1, int(SHARE * free / kept))
-    log.debug("a token keeps %.0f KB, %.1f GB are free: %d tokens fit", kept / 1e3, free / 1e9, fit)
+    fit = max(1, int((SHARE * free - fixed) / token))
+    log.debug("a token keeps %.0f KB, %.1f GB are free: %d tokens fit", token / 1e3, free / 1e9, fit)
     return fit
 
 
