@@ -114,8 +114,8 @@ class TrainConfig(PairOptions):
     )
     hard_negatives: int = option(
         0,
-        "texts per query that nobody judged for it and the model finds most similar, as negatives of infonce, less "
-        "those that were judged irrelevant; found before every epoch",
+        "texts per query that are negatives of infonce: those judged irrelevant count first, then come the most "
+        "similar ones that nobody judged; found before every epoch",
         minimum=0,
         maximum=1000,
     )
@@ -140,7 +140,7 @@ class TrainConfig(PairOptions):
     interpolation: float | None = option(
         None,
         "share of the trained update that the model gets, 0 to 1; empty: of 1, 0.75, 0.5 and 0.25 what ranks best on "
-        "validation, or 0, the base model, where each is worse in something",
+        "validation and is nowhere below the base model, or 0, the base model, if there is none",
         minimum=0,
         maximum=1,
     )

@@ -82,16 +82,16 @@ def check_measurable(requirements: Sequence[Requirement], measurable: Mapping[st
     """
     for requirement in requirements:
         split = requirement.split_of(measurable)
-        if split in measurable and requirement.metric not in measurable[split]:
-            whose = "pairs" if split == "all" else f"{split} pairs"
-            raise UserError(
-                f"require has {requirement.text!r}, but the labels of the {whose} do not define {requirement.metric}",
-                "Require another metric, or give pairs whose labels define it.",
-            )
         if split not in measurable:
             raise UserError(
                 f"require has {requirement.text!r}, but there are no {requirement.split} pairs",
                 f"Give {requirement.split} pairs, or leave out the {requirement.split}: before the metric.",
+            )
+        if requirement.metric not in measurable[split]:
+            whose = "pairs" if split == "all" else f"{split} pairs"
+            raise UserError(
+                f"require has {requirement.text!r}, but the labels of the {whose} do not define {requirement.metric}",
+                "Require another metric, or give pairs whose labels define it.",
             )
 
 
