@@ -57,3 +57,9 @@ def test_the_share_ranks_best_of_those_nowhere_below_the_base(case):
 
     assert choose_share(BASE, measure) == expected
     assert asked == [1.0, 0.75, 0.5, 0.25]
+
+
+@pytest.mark.parametrize(("gain", "expected"), [(0.0005, 1.0), (0.0015, 0.5)])
+def test_a_smaller_share_must_be_better_by_more_than_noise(gain, expected):
+    found = {1.0: 0.6, 0.75: 0.59, 0.5: 0.6 + gain, 0.25: 0.55}
+    assert choose_share(metrics(0.5, 0.5, 0.5), lambda share: metrics(*[found[share]] * 3)) == expected

@@ -13,6 +13,7 @@ log = logging.getLogger("lorry")
 CRITERION = ("ndcg@10_rankable", "pair_accuracy", "roc_auc")
 SHARES = (1.0, 0.75, 0.5, 0.25)
 """Of the trained update, the largest first; the base model is 0."""
+NOISE = 0.001  # by which the criterion of two shares differs for no reason
 
 Metrics = Mapping[str, float]
 
@@ -47,6 +48,8 @@ def criterion(metrics: Metrics) -> float:
 def choose_share(base: Metrics, measure: Callable[[float], Metrics]) -> float:
     """Return the share of the trained update to keep: what ranks best of those that are nowhere below the base model.
 
+    A smaller share must be better by more than `NOISE`: to choose among nearly equal ones would follow chance.
+
     Args:
         base: Metrics of the base model on the validation pairs.
         measure: Returns the metrics of the model with a share of the update.
@@ -60,4 +63,7 @@ def choose_share(base: Metrics, measure: Callable[[float], Metrics]) -> float:
         log.info("%.0f%% of the update: %s", 100 * share, " ".join(f"{name} {found[name]:.4f}" for name in CRITERION))
         if all(found[name] >= base[name] for name in CRITERION):
             scores[share] = criterion(found)
-    return max(scores, key=lambda share: scores[share])
+    best = max(scores, key=lambda share: scores[share])
+    if best == 0:
+        return best
+    return next(share for share in SHARES if scores.get(share, 0.0) >= scores[best] - NOISE)
