@@ -53,7 +53,7 @@ def gather(x, layout):
 def test_outputs_and_gradients_are_those_of_one_text_at_a_time(lengths, window, causal, attention):
     layout = lay_out(np.array(lengths), CPU)
     x = inputs(lengths)
-    found = gather(attention(*(spread(part, layout) for part in x), layout, 0.37, causal, window), layout)
+    found = gather(attention(*(spread(part, layout) for part in x), None, layout, 0.37, causal, window), layout)
     expected = one_by_one(*x, lengths, 0.37, causal, window)
     torch.testing.assert_close(found, expected)
     pull = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(9))
@@ -64,9 +64,9 @@ def test_work_is_cut_into_parts_without_a_trace(monkeypatch):
     """A line at a time gives what all lines at once give."""
     layout = lay_out(np.array(MIXED), CPU)
     x = [spread(part, layout) for part in inputs(MIXED)]
-    whole = PackedAttention.apply(*x, layout, 0.37, True, 4)
+    whole = PackedAttention.apply(*x, None, layout, 0.37, True, 4)
     monkeypatch.setattr("lorry.model.attention.SCORES_PER_BLOCK", 1)
-    torch.testing.assert_close(PackedAttention.apply(*x, layout, 0.37, True, 4), whole)
+    torch.testing.assert_close(PackedAttention.apply(*x, None, layout, 0.37, True, 4), whole)
 
 
 @pytest.mark.parametrize(("line_width", "width_step"), [(64, 8), (0, 16), (32, 1)])
@@ -146,7 +146,7 @@ def test_half_precision_stays_finite_where_scores_are_large():
     lengths = MIXED
     x = [part.detach().mul(30).bfloat16().requires_grad_() for part in inputs(lengths)]
     layout = lay_out(np.array(lengths), CPU)
-    out = gather(PackedAttention.apply(*(spread(part, layout) for part in x), layout, 1.0, True, 4), layout)
+    out = gather(PackedAttention.apply(*(spread(part, layout) for part in x), None, layout, 1.0, True, 4), layout)
     assert out.dtype == torch.bfloat16
     assert torch.isfinite(out).all()
     assert all(torch.isfinite(part).all() for part in torch.autograd.grad(out.float().sum(), x))

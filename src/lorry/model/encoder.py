@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lorry.model import attention, lora
+from lorry.model import attention, lora, mpnet
 from lorry.model.failures import refusing
 from lorry.model.model_config import INSTEAD
 from lorry.model.packing import LINE_WIDTH, PackedLayout, TokenSequences, lay_out, split
@@ -51,7 +51,9 @@ class Encoder(nn.Module):
         self.fused: list[lora.FusedProjections] = []
         self.model: Any = load_model(base, DTYPES["fp32" if master_weights else precision])
         self.packs = base.architecture.packs
-        if self.packs:
+        if self.packs and base.architecture.own_attention:
+            mpnet.pack(self.model)
+        elif self.packs:
             attention.register()
             self.model.set_attn_implementation(attention.NAME)
         self.model.to(device).eval()  # eval: the base model's own dropout stays off
