@@ -14,6 +14,7 @@ the device alone knows. `pageable` counts copies to the device from memory that 
 
 import contextlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from unittest import mock
 
@@ -26,6 +27,7 @@ from lorry.model import encoder
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda", 0)
+SUBMIT = ThreadPoolExecutor.submit
 INDEXING = (aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default,
             aten._index_put_impl_.default)  # fmt: skip
 JOINING = (aten.cat.default, aten.stack.default)
@@ -139,6 +141,16 @@ def _outside(function):
     return call
 
 
+def _submit(executor, function, *args, **kwargs):
+    """Let a thread of an executor see the pretended device: modes belong to the thread that entered them."""
+
+    def call():
+        with _Dispatch(), _NumberDevices():
+            return function(*args, **kwargs)
+
+    return SUBMIT(executor, call)
+
+
 def _pin_memory(tensor):
     pinned = tensor.clone()
     pinned.pinned = True
@@ -164,6 +176,7 @@ def cuda(capability=(7, 5), memory=16 << 30):
         # a tensor that wraps another cannot be an inference tensor
         stack.enter_context(mock.patch.object(torch, "inference_mode", torch.no_grad))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", _pin_memory))
+        stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", _submit))
         stack.enter_context(mock.patch.object(encoder, "load_model", _outside(encoder.load_model)))
         stack.enter_context(_Dispatch())
         stack.enter_context(_NumberDevices())

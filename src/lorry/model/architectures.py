@@ -41,11 +41,11 @@ ARCHITECTURES = {
     "mistral": Architecture(_DECODER),
     "mpnet": Architecture(("q", "k", "v"), reserved_positions=2, own_attention=True),
 }
-UNLISTED = Architecture(
-    (*_BERT, *_DECODER, "q_lin", "k_lin", "v_lin", "q", "k", "v", "Wqkv", "qkv_proj", "query_key_value", "c_attn",
-     "query_proj", "key_proj", "value_proj"),  # fmt: skip
-    packs=False,
+_OTHERS = (
+    *("q_lin", "k_lin", "v_lin", "q", "k", "v", "query_proj", "key_proj", "value_proj"),
+    *("Wqkv", "qkv_proj", "query_key_value", "c_attn"),
 )
+UNLISTED = Architecture((*_BERT, *_DECODER, *_OTHERS), packs=False)
 
 
 def architecture_of(model_type: str) -> Architecture:

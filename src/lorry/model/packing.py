@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorry.hardware import to_device
+
 LINE_WIDTH = 64  # tokens of a line that short texts share
 WIDTH_STEP = 8  # widths of all other lines are multiples of this
 
@@ -121,8 +123,9 @@ class LineGroup:
         Returns:
             [lines, 1, 1 or width, width].
         """
-        narrow = window is None or self.width <= window
-        if not self.mixed and not (causal and self.width > 1) and narrow:
+        if window is not None and self.width <= window:
+            window = None
+        if not self.mixed and not (causal and self.width > 1) and window is None:
             return None
         if self.shared:
             hidden = self.texts[:, :, None] != self.texts[:, None, :]
@@ -133,7 +136,7 @@ class LineGroup:
         apart = at[:, :, None] - at[:, None, :]
         if causal:
             hidden = hidden | (apart < 0)
-        if not narrow:
+        if window is not None:
             hidden = hidden | (apart.abs() >= window)
         return hidden[:, None]
 
@@ -212,7 +215,7 @@ def lay_out(
     segment[packed_order] = np.arange(len(segments))
 
     texts_T, positions_T, starts_n, lengths_n, segments_s, order_n = (
-        torch.from_numpy(item.astype(np.int64)).to(device, non_blocking=True)
+        to_device(item.astype(np.int64), device)
         for item in (texts, positions, starts, lengths, segments[packed_order], segment[: len(lengths)])
     )
     groups = _groups(widths[by_width], texts, texts_T, positions_T, line_width)
