@@ -16,7 +16,8 @@ Parts:
 - plan: what `lorry plan` says of a run, and what that run then takes.
 
 The results file, benchmarks/results/gpu-NAME.json, is rewritten after every round. A part that fails is recorded, and
-the others continue; the exit code is then 1. `gpu_kit.py` packs what an environment without a network lacks.
+the others continue; the exit code is then 1. `gpu_kit.py` packs what an environment without a network lacks. With
+--pretend the contestants and the profile run on the CPU, the tests on a pretended device.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ import argparse
 import importlib.util
 import json
 import logging
+import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,12 +42,15 @@ import pyarrow.parquet as pq
 import torch
 
 import records
-from lorry.hardware import gpu_of_driver
+from lorry.hardware import choose_precision, gpu_of_driver
+from processes import OUT_OF_MEMORY
 from speed_tables import tables
 from throughput import Contest, Settings, hold, prepare, start
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
+GPU = torch.device("cuda", 0)
+SECONDS = 500  # after which no contest begins
 WORKS = ("short", "long")
 PAIRS = {"short": 6000, "long": 483}
 
@@ -59,6 +64,8 @@ class Job:
     precisions: tuple[str, ...]
     """The first for all contests, the others for one batch size."""
     settings: Settings
+    deadline: float
+    """By `time.perf_counter`: no contest begins after it."""
 
     @property
     def pretended(self) -> bool:
@@ -79,7 +86,7 @@ def main() -> None:
     output = arguments.output or RESULTS / f"gpu-{name}.json"
     record, began = _new_record(arguments.pretend), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        job = _job(arguments.pretend, arguments.data, Path(folder))
+        job = _job(arguments.pretend, arguments.data, Path(folder), began + SECONDS)
         for part in arguments.part or PARTS:
             try:
                 PARTS[part](job, record, output)
@@ -102,8 +109,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _new_record(pretended: bool) -> dict[str, Any]:
-    precision = "fp32" if pretended else "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-    record = records.new_record(precision) | {"rounds": 1 if pretended else 2, "failed": {}}
+    record = records.new_record("fp32" if pretended else choose_precision("auto", GPU)) | {
+        "rounds": 1 if pretended else 2,
+        "failed": {},
+    }
     if not pretended:
         gpu = torch.cuda.get_device_properties(0)
         facts = f"{gpu.name}, capability {gpu.major}.{gpu.minor}, {gpu.total_memory / 2**30:.0f} GB"
@@ -111,16 +120,17 @@ def _new_record(pretended: bool) -> dict[str, Any]:
     return record
 
 
-def _job(pretended: bool, data: Path | None, folder: Path) -> Job:
+def _job(pretended: bool, data: Path | None, folder: Path, deadline: float) -> Job:
     files = [data / f"{work}.parquet" if data else prepare(work, folder) for work in WORKS]
     for place, file in enumerate(files):
         files[place] = folder / file.name
         pq.write_table(pq.read_table(file).slice(0, 40 if pretended else PAIRS[file.stem]), files[place])
     if pretended:
-        return Job(files, (8,), ("fp32", "bf16"), Settings(rounds=1, seconds=0.1, timeout=300))
-    first, *_ = ("bf16", "fp16") if torch.cuda.get_device_capability()[0] >= 8 else ("fp16",)
-    precisions = (first,) if first == "fp16" else (first, "fp16")
-    return Job(files, (240, 120, 1024), precisions, Settings(rounds=2, seconds=2, timeout=120, device="cuda"))
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # of the processes that are started
+        return Job(files, (8,), ("fp32", "bf16"), Settings(rounds=1, seconds=0.1, timeout=300), math.inf)
+    precisions = tuple(dict.fromkeys([choose_precision("auto", GPU), "fp16"]))
+    settings = Settings(rounds=2, seconds=2, timeout=120, device="cuda")
+    return Job(files, (240, 120, 1024), precisions, settings, deadline)
 
 
 def tests(job: Job, record: dict[str, Any], output: Path) -> None:
@@ -137,33 +147,47 @@ def tests(job: Job, record: dict[str, Any], output: Path) -> None:
 def train(job: Job, record: dict[str, Any], output: Path) -> None:
     """Hold the contests in training."""
     flash = ["st_flash"] if importlib.util.find_spec("flash_attn") else []
+    contests = []
     for place, precision in enumerate(job.precisions):
         for file in job.files:
-            for size in job.sizes[: 1 if place else None]:
-                contest = Contest("train", file, size, dict.fromkeys(["lorry", "st", *flash], size), precision)
-                _hold(contest, job, record, output)
+            for size in dict.fromkeys(min(size, pq.read_metadata(file).num_rows) for size in job.sizes):
+                if not place or size == job.sizes[0]:
+                    names = ["lorry", "st", *flash]
+                    contests.append(Contest("train", file, size, dict.fromkeys(names, size), precision))
+    _hold(contests, job, record, output)
 
 
 def encode(job: Job, record: dict[str, Any], output: Path) -> None:
     """Hold the contests in encoding."""
-    for precision in job.precisions:
-        for file in job.files:
-            _hold(Contest("encode", file, 128, {"lorry": 128, "st": 128}, precision), job, record, output)
+    contests = [
+        Contest("encode", file, 128, {"lorry": 128, "st": 128}, precision)
+        for precision in job.precisions
+        for file in job.files
+    ]
+    _hold(contests, job, record, output)
 
 
 def first_step(job: Job, record: dict[str, Any], output: Path) -> None:
     """Time both from their start to the end of the first step."""
     contest = Contest("first_step", job.files[0], 120, {"lorry": 120, "st": 120}, job.precisions[0])
-    _hold(contest, job, record, output)
+    _hold([contest], job, record, output)
 
 
-def _hold(contest: Contest, job: Job, record: dict[str, Any], output: Path) -> None:
-    rows = record.setdefault(contest.task, [])
-    hold(contest, job.settings, record, output)
-    rows[-1]["work"] = f"{contest.file.stem}, {contest.precision}"
-    failed = {name: reason for name, reason in rows[-1]["failed"].items() if name != "st_flash"}
-    if failed:
-        raise RuntimeError(f"{contest.task}, {rows[-1]['work']}, {contest.batch_size}: {failed}")
+def _hold(contests: Sequence[Contest], job: Job, record: dict[str, Any], output: Path) -> None:
+    """Hold contests of one task; raise what failed when all are over. That a peer lacks memory is a result."""
+    reasons = []
+    for contest in contests:
+        rows, work = record.setdefault(contest.task, []), f"{contest.file.stem}, {contest.precision}"
+        if time.perf_counter() > job.deadline:
+            reasons.append(f"{work}, {contest.batch_size}: no time was left")
+            continue
+        hold(contest, job.settings, record, output)
+        rows[-1]["work"] = work
+        for name, reason in rows[-1]["failed"].items():
+            if name != "st_flash" and (name, reason) != ("st", OUT_OF_MEMORY):
+                reasons.append(f"{work}, {contest.batch_size}: {name}: {reason}")
+    if reasons:
+        raise RuntimeError("; ".join(reasons))
 
 
 def profile(job: Job, record: dict[str, Any], output: Path) -> None:
@@ -177,18 +201,20 @@ def host(job: Job, record: dict[str, Any], output: Path) -> None:
     """Time the CPU's part of Lorry's training step, at every batch size."""
     record["host"] = {}
     for size in job.sizes:
-        _ask("host", Contest("host", job.files[0], size, {}, job.precisions[0]), job, record)
+        _ask("host", Contest("host", job.files[0], size, {}, "bf16"), job, record)  # no scaler: it reads a number
 
 
 def _ask(task: str, contest: Contest, job: Job, record: dict[str, Any]) -> None:
     process = start(task, "lorry", contest, contest.batch_size, job.settings)
     try:
+        process.answer()
         process.tell("0")
-        record[task][f"{contest.file.stem}, {contest.precision}, {contest.batch_size} pairs"] = process.answer()
+        found = process.answer()
     finally:
         process.end()
     if process.failed:
         raise RuntimeError(process.failed)
+    record[task][f"{contest.file.stem}, {contest.precision}, {contest.batch_size} pairs"] = found
 
 
 def plan(job: Job, record: dict[str, Any], output: Path) -> None:
@@ -234,7 +260,7 @@ def report(record: dict[str, Any]) -> str:
 def _profiles(record: dict[str, Any]) -> Iterator[str]:
     for work, found in record.get("profile", {}).items():
         busy = min(1.0, found["busy_seconds"] / found["seconds"])
-        rows = [[name, f"{seconds / found['busy_seconds']:.0%}"] for name, seconds in found["kernels"].items()]
+        rows = [[name, f"{seconds / found['busy_seconds']:.0%}"] for name, seconds in found["kernels"]]
         yield f"{work}: {1000 * found['seconds'] / found['steps']:.1f} ms a step, idle {1 - busy:.0%} of it."
         yield records.markdown(["kernel", "share of the busy time"], rows)
 

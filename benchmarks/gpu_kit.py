@@ -3,7 +3,7 @@
     python benchmarks/gpu_kit.py FOLDER [--python 3.12]
     PYTHONPATH=src:FOLDER/packages python benchmarks/gpu.py --data FOLDER/data      there
 
-FOLDER/packages gets the packages below, of the versions that are installed here, and the bundled model with its
+FOLDER/packages gets Lorry, the packages below, of the versions that are installed here, and the bundled model with its
 weights in fp16; FOLDER/data the pairs of the speed tables. PyTorch, transformers, sentence-transformers, PEFT,
 accelerate, pyarrow, scikit-learn and pytest must be there already.
 """
@@ -44,6 +44,8 @@ def main() -> None:
     wanted = [f"{name}=={version(name)}" for name in PACKAGES]
     how = ["--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", arguments.python, *platforms]
     subprocess.run([sys.executable, "-m", "pip", "install", *how, "--target", packages, *wanted], check=True)
+    lorry = ["--quiet", "--no-deps", "--no-build-isolation", "--target", packages, Path(__file__).parents[1]]
+    subprocess.run([sys.executable, "-m", "pip", "install", *lorry], check=True)
     _pack_model(packages)
     for work in WORKS:
         file = prepare(work, data)

@@ -214,6 +214,8 @@ def turns(contest: Contest, settings: Settings) -> Iterator[tuple[Figures, Failu
             contestants[name] = start(contest.task, name, contest, size, settings)
         if contest.task == "train":
             contestants["peak"] = start("peak", "torch", contest, 1, settings)
+        for contestant in contestants.values():  # they got ready at the same time
+            contestant.answer()
         for _ in range(settings.rounds + 1):
             done: Figures = {}
             for name, contestant in contestants.items():
@@ -230,11 +232,9 @@ def turns(contest: Contest, settings: Settings) -> Iterator[tuple[Figures, Failu
 
 
 def start(task: str, name: str, contest: Contest, batch_size: int, settings: Settings) -> WorkerProcess:
-    """Start a contestant and wait until it is ready, or has failed."""
+    """Start a contestant; its first answer says that it is ready."""
     how = [str(contest.file), str(batch_size), contest.precision, settings.device]
-    contestant = WorkerProcess([sys.executable, str(CONTESTANTS), task, name, *how], settings.timeout)
-    contestant.answer()
-    return contestant
+    return WorkerProcess([sys.executable, str(CONTESTANTS), task, name, *how], settings.timeout)
 
 
 def first_steps(contest: Contest, settings: Settings) -> Iterator[tuple[Figures, Failures]]:
@@ -257,6 +257,7 @@ def _first_step_of_st(contest: Contest, settings: Settings) -> tuple[float, str]
     began = time.perf_counter()
     contestant = start("train", "st", contest, contest.batch_size, settings)
     try:
+        contestant.answer()
         contestant.tell("0")
         contestant.answer()
         return time.perf_counter() - began, contestant.failed

@@ -32,7 +32,7 @@ INDEXING = (aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default
             aten._index_put_impl_.default)  # fmt: skip
 JOINING = (aten.cat.default, aten.stack.default)
 WAITING = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.is_nonzero.default,
-           aten.equal.default)  # fmt: skip
+           aten.equal.default, aten.repeat_interleave.Tensor, aten.bincount.default, aten._unique2.default)  # fmt: skip
 waits: Counter[str] = Counter()
 pageable: Counter[str] = Counter()
 
@@ -79,6 +79,8 @@ def _count(function, args, on_cuda):
     by_mask = function in INDEXING and any(item is not None and item.dtype == torch.bool for item in args[1])
     if read and (function in WAITING or by_mask or (isinstance(copied, CudaTensor) and not on_cuda)):
         waits[f"{function}{' by a mask' if by_mask else ''}"] += 1
+    if function in INDEXING and on_cuda:
+        pageable["index"] += sum(item is not None and not isinstance(item, CudaTensor) for item in args[1])
     if copied is not None and on_cuda and not isinstance(copied, CudaTensor) and copied.dim():
         pageable[str(function)] += not getattr(copied, "pinned", False)
 

@@ -1,4 +1,4 @@
-"""What only a GPU can prove: `make gpu` runs these on one. With LORRY_GPU=pretended they run on the pretended device."""
+"""What only a GPU can prove: `make gpu` runs these on one. LORRY_GPU=pretended takes the pretended device."""
 
 import json
 import os
@@ -22,15 +22,16 @@ from pretended_cuda import cuda
 
 PRETENDED = os.environ.get("LORRY_GPU") == "pretended"
 GPU = torch.device("cuda", 0)
-# Largest difference of an embedding's number, and of a gradient's, to transformers and PEFT in fp32 on the CPU.
-TOLERANCES = {"fp32": (1e-4, 1e-4), "bf16": (3e-2, 0.3), "fp16": (5e-3, 0.1)}
+# To transformers and PEFT in fp32 on the CPU: largest difference of an embedding's number, least cosine of a gradient.
+TOLERANCES = {"fp32": (1e-4, 1 - 1e-6), "bf16": (3e-2, 0.95), "fp16": (5e-3, 0.995)}
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
 def gpu(monkeypatch):
-    """Run on the GPU, in full fp32 where a test asks for fp32, and with kernels that repeat themselves."""
+    """Run on the GPU, with kernels that repeat themselves as far as PyTorch has such: attention's backward is not one
+    for lines of more than one block, and training itself does not ask for them, since they are slower."""
     if PRETENDED:
         with cuda((8, 0)):
             yield
@@ -49,9 +50,14 @@ def test_packed_embeddings_and_gradients_are_those_of_padded_transformers_and_pe
     texts = some_texts(encoder)
     found = encoder.embed(packed_of(texts))
     expected = padded_embeddings(model, texts, encoder.base.pooling)
-    close, near = TOLERANCES[precision]
+    close, least = TOLERANCES[precision]
     torch.testing.assert_close(found.detach().cpu(), expected.detach(), atol=close, rtol=0)
-    assert_equal_gradients(gradients(found, mine, GPU), gradients(expected, theirs), near)
+    here, there = gradients(found, mine, GPU), gradients(expected, theirs)
+    if precision == "fp32":
+        assert_equal_gradients(here, there, 1e-4)
+    for name, gradient in there.items():
+        cosine = torch.cosine_similarity(here[name].flatten(), gradient.flatten(), dim=0)
+        assert cosine > least, name
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def attend(
     query, key = query.to(value.dtype), key.to(value.dtype)
     attention = PackedAttention.apply if query.device.type == "cpu" else attend_with_sdpa
     q, k, v = (item[0].transpose(0, 1) for item in (query, key, value))
-    relative = None if relative_bias is None else relative_bias.to(value.dtype)
+    relative = None if relative_bias is None else relative_bias.float()  # its gradient is a long sum
     return attention(q, k, v, relative, packed_layout, scale, causal, sliding_window)[None], None
 
 
@@ -87,11 +87,21 @@ def attend_with_sdpa(
         q, k, v = (part.unflatten(0, (group.lines, group.width)).transpose(1, 2) for part in parts)
         bias = layout.bias(index, causal, window, query.dtype)
         if relative is not None:
-            by_place = _by_place(relative, group.width)
-            bias = by_place[None] if bias is None else bias + by_place
+            bias = _with_relative(bias, relative, layout, index, query.dtype)
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
         pieces.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(pieces)
+
+
+def _with_relative(
+    bias: Tensor | None, relative_HR: Tensor, layout: PackedLayout, index: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Return a group's bias [1 or lines, heads, width, width] with that by relative position, made for all layers."""
+    key = ("relative", index, dtype)
+    if key not in layout.biases:
+        by_place = _by_place(relative_HR, layout.groups[index].width).to(dtype)[None]
+        layout.biases[key] = by_place if bias is None else bias + by_place
+    return layout.biases[key]
 
 
 def _by_place(relative_HR: Tensor, width: int) -> Tensor:
@@ -185,11 +195,11 @@ class LineBlock:
         return torch.softmax(scores, -1)
 
     def add_by_distance(self, scores: Tensor, out_HR: Tensor) -> None:
-        """Add up [lines * heads, width, width] by head and distance of places into [heads, 2 * widest line - 1]."""
+        """Add up [lines * heads, width, width] by head and distance of places in fp32 [heads, 2 * widest line - 1]."""
         sums = scores.unflatten(0, (self.lines, -1)).sum(0, dtype=torch.float32)
         place = torch.arange(sums.shape[-1])
         distance = place[None, :] - place[:, None] + out_HR.shape[1] // 2
-        out_HR.index_add_(1, distance.flatten(), sums.flatten(1).to(out_HR.dtype))
+        out_HR.index_add_(1, distance.flatten(), sums.flatten(1))
 
 
 def _blocks(
@@ -198,7 +208,7 @@ def _blocks(
     heads = query_THD.shape[1]
     for index, group in enumerate(layout.groups):
         bias = layout.bias(index, causal, window, query_THD.dtype)
-        relative = None if relative_HR is None else _by_place(relative_HR, group.width)
+        relative = None if relative_HR is None else _by_place(relative_HR, group.width).to(query_THD.dtype)
         max_lines = max(1, SCORES_PER_BLOCK // (heads * group.width**2))
         for first in range(0, group.lines, max_lines):
             lines = min(max_lines, group.lines - first)

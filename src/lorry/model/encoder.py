@@ -8,7 +8,8 @@ compute precision, adapters in fp32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -194,8 +195,10 @@ class Encoder(nn.Module):
     def _embed_pass(self, ids_T: Tensor, layout: PackedLayout, *, dropout: bool) -> Tensor:
         for module in self.dropouts:
             module.train(dropout)
+        layout = replace(layout, biases={})  # as large as the scores: they live no longer than this pass
+        lower = torch.autocast(self.device.type, DTYPES[self.precision]) if self.autocast else nullcontext()
         try:
-            with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.autocast):
+            with lower:
                 hidden_TD = self._packed(ids_T, layout) if self.packs else self._padded(ids_T, layout)
         except BaseException:
             for projections in self.fused:

@@ -158,8 +158,8 @@ class PackedLayout:
     """[n + lines] places of each text and of each line's empty rest, in packed order: they add up to T."""
     order: Tensor
     """[n] segment of each text."""
-    biases: dict[tuple[int, bool, int | None, torch.dtype], Tensor | None] = field(default_factory=dict, repr=False)
-    """What `bias` has made for this batch: every layer asks for the same."""
+    biases: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict, repr=False)
+    """What was made of the layout in a forward pass: every layer asks for the same."""
 
     def bias(self, index: int, causal: bool, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Return what to add to the attention scores of a group so that no token sees what is hidden from it.

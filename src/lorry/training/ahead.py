@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from lorry.training.memory import is_out_of_memory
+
 T = TypeVar("T")
 
 
@@ -14,7 +16,7 @@ class Ahead(Generic[T]):
     """Makes item after item, one of them ahead."""
 
     def __init__(self, make: Callable[[int], T]) -> None:
-        """Remember how an item is made of its number; `make` is only called in the thread."""
+        """Remember how an item is made of its number."""
         self._make = make
         self._thread = ThreadPoolExecutor(1, "batches")
         self._next: tuple[int, Future[T]] | None = None
@@ -28,7 +30,12 @@ class Ahead(Generic[T]):
         """
         waiting, self._next = self._next, None
         future = waiting[1] if waiting is not None and waiting[0] == number else self._submit(number)
-        item = future.result()
+        try:
+            item = future.result()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            item = self._make(number)  # the step before had taken all memory
         if more:
             self._next = number + 1, self._submit(number + 1)
         return item
