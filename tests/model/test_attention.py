@@ -67,7 +67,7 @@ def test_the_bias_by_relative_position_and_its_gradient(attention):
     layout = lay_out(np.array(lengths), CPU)
     widest = layout.groups[-1].width
     assert len(layout.groups) > 2
-    x = inputs(lengths)
+    x = inputs(lengths, dtype=torch.float32)
     heads = x[0].shape[1]
     table = torch.randn(heads, 2 * widest - 1, generator=torch.Generator().manual_seed(4)).requires_grad_()
     found = gather(attention(*(spread(part, layout) for part in x), table, layout, 0.37, False, None), layout)
