@@ -60,6 +60,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             *("infonce+5*listnet+0.2*cosent", "infonce+5*ranknet+0.5*bce", "0.3*infonce+5*ranknet+0.2*cosent"),
             *("2*ranknet+cosent", "5*ranknet+cosent", "0.1*infonce+5*ranknet+cosent"),
             *("0.2*infonce+5*ranknet+cosent", "0.3*infonce+5*ranknet+cosent"),
+            *("0.3*infonce+2*ranknet+cosent", "0.3*infonce+2*ranknet+4*cosent"),
         )
     },
     **{
@@ -77,19 +78,22 @@ RECIPES: dict[str, dict[str, Any]] = {
         }.items()
     },
     "seed 1": {"seed": 1},
+    "batch size 64": {"batch_size": 64},
     "learning rate 5e-4": {"lr": 5e-4},
     "3 epochs": {"epochs": 3},
     "all weights, learning rate 5e-5": {"lora_rank": 0, "lr": 5e-5},
     "hard_negatives 2": {"hard_negatives": 2},
     "matryoshka_dims 192,64": {"matryoshka_dims": "192,64"},
     "train_side query": {"train_side": "query"},
+    "train_side query, learning rate 3e-4": {"train_side": "query", "lr": 3e-4},
+    "train_side query, learning rate 1e-4": {"train_side": "query", "lr": 1e-4},
+    "train_side query, infonce, learning rate 3e-4": {"train_side": "query", "loss": "infonce", "lr": 3e-4},
     "the default and 2*kl of a cross-encoder": {"loss": f"{DEFAULT.loss}+2*kl"},
     "kl of a cross-encoder": {"loss": "kl"},
 }
 ABOUT_SHORT = ("base model", "default", "matryoshka_dims 192,64")
 LORRY: dict[str, dict[str, Any]] = {
     "Lorry, 1 epoch": {},
-    "Lorry, 3 epochs": {"epochs": 3},
     "Lorry, all weights (lora_rank 0, lr 5e-5)": {"lora_rank": 0, "lr": 5e-5},
 }
 SMALL = (500, 1_000, 3_000)
@@ -183,6 +187,8 @@ def peers(lab: Lab, name: str) -> Row:
     elif name in LORRY:
         config = dataclasses.replace(DEFAULT, **LORRY[name])
         encoder, row["seconds"] = lab.train(config, lab.data.train, lab.data.validation)
+        if config == DEFAULT:
+            lab.seconds_of_epoch = row["seconds"]
         row["share"] = _choose_share(lab, encoder, lab.data.validation)
         embed = lab.embedder(encoder)
     else:
@@ -245,7 +251,8 @@ def main() -> None:
             assert lab is not None
             row = make(lab, name) | records.new_record(lab.precision)
             record = records.load(arguments.output) if arguments.output.exists() else {}
-            record.setdefault(table, {})[name] = row
+            made = record.get(table, {}) | {name: row}
+            record[table] = {key: made[key] for key in dict.fromkeys([*rows, *made]) if key in made}
             records.save(record, arguments.output)
             print(f"{table}: {name}: {row}", flush=True)
     print(table_texts(records.load(arguments.output)))

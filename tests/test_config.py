@@ -21,7 +21,7 @@ def test_no_strings_give_the_documented_defaults():
     config = read()
     assert config == TrainConfig()
     assert (config.lora_rank, config.lora_alpha, config.pretrained_model) == (16, 32.0, "TaylorAI/gte-tiny")
-    assert (config.loss, config.batch_size, config.lr) == ("0.3*infonce+2*ranknet+cosent", 96, 1e-3)
+    assert (config.loss, config.batch_size, config.lr) == ("0.3*infonce+2*ranknet+2*cosent", 96, 1e-3)
 
 
 @pytest.mark.parametrize(

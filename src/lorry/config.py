@@ -106,7 +106,7 @@ class TrainConfig(PairOptions):
     warmup: float = option(0.1, "share of the steps over which the learning rate rises", minimum=0, maximum=1)
     weight_decay: float = option(0.01, "weight decay of AdamW", minimum=0)
     max_grad_norm: float = option(1.0, "maximum gradient norm; larger gradients are scaled down", minimum=1e-6)
-    loss: str = option("0.3*infonce+2*ranknet+cosent", f"training loss: a sum, with weights, of {', '.join(LOSSES)}")
+    loss: str = option("0.3*infonce+2*ranknet+2*cosent", f"training loss: a sum, with weights, of {', '.join(LOSSES)}")
     temperature: float = option(0.05, "softmax temperature of infonce", minimum=1e-4)
     scale: float = option(20.0, f"factor on cosines in {', '.join(LOSS_OPTIONS['scale'])}", above=0)
     matryoshka_dims: str = option(

@@ -21,7 +21,7 @@ LOSS_OPTIONS = {
 
 
 def loss_terms(loss: str) -> dict[str, float]:
-    """Return the weight of every loss in a sum such as `0.3*infonce+2*ranknet+cosent`.
+    """Return the weight of every loss in a sum such as `0.3*infonce+2*ranknet+2*cosent`.
 
     Raises:
         UserError: A part is not a loss or the product of a number and one, or a loss is there twice.

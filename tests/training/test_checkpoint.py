@@ -402,7 +402,7 @@ def test_a_stop_with_no_room_for_the_model_leaves_the_adapter_and_the_log(runs, 
 
 OTHER = {
     "lr": ({"lr": 0.02}, "lr (0.01, now 0.02)"),
-    "loss": ({"loss": "cosine"}, "loss (0.3*infonce+2*ranknet+cosent, now cosine)"),
+    "loss": ({"loss": "cosine"}, "loss (0.3*infonce+2*ranknet+2*cosent, now cosine)"),
     "seed": ({"seed": 7}, "seed (42, now 7)"),
     "epochs": ({"epochs": 3}, "epochs (2, now 3)"),
     "several": ({"lora_rank": 4, "batch_size": 12}, "batch_size (24, now 12), lora_rank (16, now 4)"),

@@ -53,6 +53,13 @@ def test_rank_0_trains_all_weights_and_warns_of_a_rate_for_adapters(begin, lr, c
     assert ("is high for full fine-tuning" in caplog.text) == (lr > FULL_LR)
 
 
+@pytest.mark.parametrize(("loss", "warns"), [(TrainConfig.loss, True), ("infonce", False)])
+def test_queries_alone_are_not_trained_with_the_default_loss_without_a_warning(begin, loss, warns, caplog):
+    with caplog.at_level(logging.WARNING, "lorry"):
+        begin(train_side="query", loss=loss)
+    assert ("take --loss infonce" in caplog.text) == warns
+
+
 def test_products_keep_the_base_models_embeddings_where_queries_alone_are_trained(begin):
     setup = begin(train_side="query")
     assert not setup.documents  # a plan needs none

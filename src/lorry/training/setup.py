@@ -98,6 +98,8 @@ def trainable_encoder(config: TrainConfig, base: PretrainedModel, precision: str
         UserError: The model cannot be trained so.
     """
     encoder = Encoder(base, precision, device, master_weights=config.lora_rank == 0)
+    if config.train_side == "query" and config.loss == TrainConfig.loss:
+        log.warning("the default loss suits both sides; for train_side query take --loss infonce --lr 3e-4")
     for dim in dims_of(config.matryoshka_dims):
         if dim >= encoder.width:
             raise UserError(
