@@ -16,7 +16,7 @@ ifeq ($(shell uname -s),Linux)
 endif
 TORCH ?= torch==2.13.0
 
-.PHONY: setup update train test lint test-slow test-image image sbom audit test-ranges test-oldest test-newest homedepot quality scale bench clean
+.PHONY: setup update train test lint test-slow test-image image sbom audit test-ranges test-oldest test-newest homedepot quality scale bench gpu clean
 
 setup: .venv/ready
 
@@ -109,6 +109,10 @@ quality: setup
 # Speed and memory next to sentence-transformers and the loop of the blog post, in turns; best on an idle machine.
 bench: setup
 	$(BIN)/python benchmarks/throughput.py
+
+# All that needs a GPU: tests, speed, profile, the plan against a run; `make gpu GPU=--pretend` runs it without one.
+gpu: setup
+	$(BIN)/python benchmarks/gpu.py $(GPU)
 
 # What reading, tokenising and planning cost up to five million made-up pairs.
 scale: setup

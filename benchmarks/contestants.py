@@ -1,6 +1,6 @@
-"""The contestants of `benchmarks/throughput.py`, each in a process of its own.
+"""The contestants of `benchmarks/throughput.py` and `gpu.py`, each in a process of its own.
 
-    python benchmarks/contestants.py TASK CONTESTANT FILE BATCH_SIZE PRECISION
+    python benchmarks/contestants.py TASK CONTESTANT FILE BATCH_SIZE PRECISION DEVICE
 
 FILE is a parquet file of `query, text, gain, query_tokens, text_tokens`. The process prints a line of JSON when it is
 ready. Then it reads numbers of seconds; for each it works at least that long (at least one step, or one pass over all
@@ -10,7 +10,10 @@ with CoSENT.
 - lorry: the project's own training step, encoder and tokeniser.
 - st: sentence-transformers with PEFT, used as its documentation shows.
 - post: the training loop of the blog post that Lorry began from, reimplemented: both sides padded to 240 tokens.
+- st_flash: the same with the attention of flash-attn, where that is installed.
 - peak: only matrix products, of sizes that occur in such a model.
+- profile: what the kernels of Lorry's training step take, and how long the device is idle.
+- host: what the CPU does in a training step on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ import torch
 LORA: dict[str, Any] = {"r": 8, "lora_alpha": 32, "target_modules": ["query", "key", "value"]}
 POST_LENGTH = 240  # tokens to which the post pads both sides
 ENDLESS = 100_000  # epochs: throughput.py ends the process
+PROFILED_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,18 @@ class Job:
     file: Path
     batch_size: int
     precision: str
+    device: str
+    """cpu or cuda."""
 
     @property
     def dtype(self) -> torch.dtype:
         """Return the precision as torch's type."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[self.precision]
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the file's columns."""
@@ -57,6 +68,10 @@ class Job:
 
 class Stopwatch:
     """Counts what is done; when the time is over it reports the counts and waits for the next turn."""
+
+    def __init__(self, job: Job) -> None:
+        """Remember whose device to wait for."""
+        self.job = job
 
     def wait(self) -> None:
         """Wait for a number of seconds to work; end the process if there are no more."""
@@ -76,9 +91,12 @@ class Stopwatch:
         """
         self.steps, self.pairs, self.tokens = self.steps + 1, self.pairs + pairs, self.tokens + round(tokens)
         self.flop += tokens * flop_per_token
-        took = time.perf_counter() - self.began
-        if took >= self.wanted:
+        if time.perf_counter() - self.began >= self.wanted:
+            self.job.wait()
+            took = time.perf_counter() - self.began
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            if self.job.device == "cuda":
+                memory = torch.cuda.max_memory_allocated()
             names = ("steps", "pairs", "tokens", "flop")
             tell({**{name: getattr(self, name) for name in names}, "seconds": took, "peak_memory_bytes": memory})
             self.wait()
@@ -86,12 +104,15 @@ class Stopwatch:
 
 def main() -> None:
     """Run a contestant."""
-    task, contestant, file, batch_size, precision = sys.argv[1:]
+    task, contestant, file, batch_size, precision, device = sys.argv[1:]
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    _limit_memory()
+    job = Job(Path(file), int(batch_size), precision, device)
+    if device == "cpu":
+        _limit_memory()
+        torch.cuda.is_available = lambda: False  # whatever there is: the contest is one of CPUs
     try:
-        CONTESTANTS[f"{task} {contestant}"](Job(Path(file), int(batch_size), precision), Stopwatch())
+        CONTESTANTS[f"{task} {contestant}"](job, Stopwatch(job))
     except (RuntimeError, MemoryError) as error:
         if "alloc" not in str(error) and not isinstance(error, MemoryError):
             raise
@@ -141,10 +162,23 @@ def _lorry(job: Job) -> Any:
 
 def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
     """Train with Lorry's own steps."""
+    cost, steps = _lorry_steps(job)
+    tell({"ready": True})
+    stopwatch.wait()
+    for pairs, tokens in steps:
+        stopwatch.step(pairs, tokens, cost)
+
+
+def _lorry_steps(job: Job, *, meta: bool = False) -> tuple[float, Iterator[tuple[int, int]]]:
+    """Return the FLOP a token, and the pairs and tokens of step after step, each made when it is asked for.
+
+    With `meta`, tensors have shapes and no numbers: a step is what the CPU does to give a device its work.
+    """
     from lorry.config import TrainConfig
     from lorry.data.sampler import BatchSampler
     from lorry.hardware import make_accelerator
     from lorry.model.encoder import Encoder
+    from lorry.training.ahead import Ahead
     from lorry.training.batches import make_batch
     from lorry.training.update import Trainer
 
@@ -155,24 +189,116 @@ def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
     encoder.add_lora(
         rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, targets=",".join(LORA["target_modules"]), seed=0
     )
+    if meta:
+        _without_numbers(encoder)
     trainer = Trainer(encoder, texts, config, accelerator)
     sampler = BatchSampler(pairs.query, job.batch_size, ENDLESS, seed=0)
-    cost = flop_per_token(encoder.model, training=True)
+
+    def make(step: int) -> Any:
+        batch = make_batch(texts, pairs, sampler.batch(step), encoder.device)
+        return batch, trainer.parts(batch)
+
+    def steps() -> Iterator[tuple[int, int]]:
+        with Ahead(make) as batches:
+            for step in range(sampler.steps):
+                batch, parts = batches.take(step, more=True)
+                trainer.step(batch, step, config.lr, parts)
+                yield batch.pairs, parts.tokens
+
+    return flop_per_token(encoder.model, training=True), steps()
+
+
+def _without_numbers(encoder: Any) -> None:
+    from lorry.model.encoder import PASS_TOKENS
+
+    PASS_TOKENS["meta"] = PASS_TOKENS["cuda"]
+    encoder.device = torch.device("meta")
+    encoder.model.to("meta")
+    for projections in encoder.fused:
+        projections.weight = projections.weight.to("meta")
+        projections.bias = None if projections.bias is None else projections.bias.to("meta")
+
+
+def host(job: Job, stopwatch: Stopwatch) -> None:
+    """Time what the CPU does in a training step on a GPU, and count the operations that it gives out."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counting(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.operations += 1
+            return function(*args, **(kwargs or {}))
+
+    _, steps = _lorry_steps(job, meta=True)
     tell({"ready": True})
     stopwatch.wait()
-    for step in range(sampler.steps):
-        batch = make_batch(texts, pairs, sampler.batch(step), accelerator.device)
-        trainer.step(batch, step, config.lr).item()
-        stopwatch.step(batch.pairs, int(texts.lengths_of(batch.rows).sum()), cost)
+    for _ in range(PROFILED_STEPS):
+        next(steps)
+    began = time.perf_counter()
+    for _ in range(PROFILED_STEPS):
+        next(steps)
+    seconds = time.perf_counter() - began
+    with Counting() as counted:
+        for _ in range(PROFILED_STEPS):
+            next(steps)
+    tell({"steps": PROFILED_STEPS, "seconds": seconds, "operations": counted.operations / PROFILED_STEPS})
+    stopwatch.wait()
 
 
-def _sentence_transformer(**options: Any) -> Any:
+def profile(job: Job, stopwatch: Stopwatch) -> None:
+    """Profile some of Lorry's training steps: the ten kernels that take most, and how long the device is idle."""
+    from torch.profiler import ProfilerActivity
+
+    _, steps = _lorry_steps(job)
+    tell({"ready": True})
+    stopwatch.wait()
+    for _ in range(PROFILED_STEPS):
+        next(steps)
+    job.wait()
+    on_gpu = job.device == "cuda"
+    began = time.perf_counter()
+    for _ in range(PROFILED_STEPS):
+        next(steps)
+    job.wait()
+    seconds = time.perf_counter() - began  # without the profiler, which takes time itself
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+        for _ in range(PROFILED_STEPS):
+            next(steps)
+        job.wait()
+    kernels = [
+        (item.key, (item.self_device_time_total if on_gpu else item.self_cpu_time_total) / 1e6)
+        for item in found.key_averages()
+    ]
+    largest = sorted(kernels, key=lambda kernel: -kernel[1])[:10]
+    tell({
+        "steps": PROFILED_STEPS,
+        "seconds": seconds,
+        "busy_seconds": sum(seconds for _, seconds in kernels),
+        "kernels": [[_short(name), seconds] for name, seconds in largest],
+    })  # fmt: skip
+    stopwatch.wait()
+
+
+def _short(kernel: str) -> str:
+    """Return the name of a kernel without its middle: templates differ at their ends."""
+    return kernel if len(kernel) <= 100 else f"{kernel[:40]} … {kernel[-57:]}"
+
+
+def _sentence_transformer(job: Job, **options: Any) -> Any:
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(str(_base().folder), device="cpu", local_files_only=True, **options)
+    return SentenceTransformer(str(_base().folder), device=job.device, local_files_only=True, **options)
 
 
-def st_train(job: Job, stopwatch: Stopwatch) -> None:
+def st_flash_train(job: Job, stopwatch: Stopwatch) -> None:
+    """Train with sentence-transformers' trainer and flash-attn."""
+    import flash_attn  # noqa: F401
+
+    st_train(job, stopwatch, attn_implementation="flash_attention_2", dtype=job.dtype)
+
+
+def st_train(job: Job, stopwatch: Stopwatch, **model_options: Any) -> None:
     """Train with sentence-transformers' trainer."""
     from datasets import Dataset
     from peft import LoraConfig, TaskType
@@ -180,7 +306,7 @@ def st_train(job: Job, stopwatch: Stopwatch) -> None:
     from sentence_transformers.losses import CoSENTLoss
     from transformers import TrainerCallback
 
-    model = _sentence_transformer()
+    model = _sentence_transformer(job, model_kwargs={"dtype": torch.float32} | model_options)
     model.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, **LORA))
     rows = Dataset.from_parquet(str(job.file))
     pairs = min(job.batch_size, len(rows))
@@ -197,7 +323,8 @@ def st_train(job: Job, stopwatch: Stopwatch) -> None:
         num_train_epochs=ENDLESS,
         learning_rate=1e-3,
         bf16=job.precision == "bf16",
-        use_cpu=True,
+        fp16=job.precision == "fp16",
+        use_cpu=job.device == "cpu",
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
@@ -269,7 +396,7 @@ def lorry_encode(job: Job, stopwatch: Stopwatch) -> None:
     from lorry.model.encoder import Encoder
 
     _, texts = _lorry(job)
-    encoder = Encoder(_base(), job.precision, torch.device("cpu"))
+    encoder = Encoder(_base(), job.precision, torch.device(job.device))
     cost = flop_per_token(encoder.model, training=False)
     tell({"ready": True})
     stopwatch.wait()
@@ -280,7 +407,7 @@ def lorry_encode(job: Job, stopwatch: Stopwatch) -> None:
 
 def st_encode(job: Job, stopwatch: Stopwatch) -> None:
     """Encode every unique text with `SentenceTransformer.encode`."""
-    model = _sentence_transformer(model_kwargs={"dtype": job.dtype})
+    model = _sentence_transformer(job, model_kwargs={"dtype": job.dtype})
     texts, tokens = _unique(job)
     cost = flop_per_token(model, training=False)
     tell({"ready": True})
@@ -305,7 +432,7 @@ def lorry_tokenize(job: Job, stopwatch: Stopwatch) -> None:
 
 def st_tokenize(job: Job, stopwatch: Stopwatch) -> None:
     """Tokenise the pairs as sentence-transformers does in every epoch: a batch at a time, each side padded."""
-    model, columns = _sentence_transformer(), job.columns()
+    model, columns = _sentence_transformer(job), job.columns()
     tokens = sum(columns["query_tokens"]) + sum(columns["text_tokens"])
     tell({"ready": True})
     stopwatch.wait()
@@ -319,12 +446,11 @@ def st_tokenize(job: Job, stopwatch: Stopwatch) -> None:
 def peak(job: Job, stopwatch: Stopwatch) -> None:
     """Multiply matrices: large square ones, and those of a small encoder's layers; the fastest kind counts."""
     shapes = [(2048, 2048, 2048), (4096, 384, 1536), (4096, 1536, 384), (8192, 768, 3072)]
-    pairs = [
-        (torch.randn(rows, inner, dtype=job.dtype), torch.randn(inner, columns, dtype=job.dtype))
-        for rows, inner, columns in shapes
-    ]
+    shapes += [(8192, 8192, 8192)] if job.device == "cuda" else []
+    pairs = [(_matrix(job, rows, inner), _matrix(job, inner, columns)) for rows, inner, columns in shapes]
     for left, right in pairs:
         left @ right
+    job.wait()
     tell({"ready": True})
     stopwatch.wait()
     while True:
@@ -333,19 +459,27 @@ def peak(job: Job, stopwatch: Stopwatch) -> None:
             for _ in range(5):
                 began = time.perf_counter()
                 left @ right
+                job.wait()
                 best = max(best, 2 * left.numel() * right.shape[1] / (time.perf_counter() - began))
         stopwatch.step(1, 1, best)
+
+
+def _matrix(job: Job, rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, dtype=job.dtype, device=job.device)
 
 
 CONTESTANTS: dict[str, Callable[[Job, Stopwatch], None]] = {
     "train lorry": lorry_train,
     "train st": st_train,
+    "train st_flash": st_flash_train,
     "train post": post_train,
     "encode lorry": lorry_encode,
     "encode st": st_encode,
     "tokenize lorry": lorry_tokenize,
     "tokenize st": st_tokenize,
     "peak torch": peak,
+    "profile lorry": profile,
+    "host lorry": host,
 }
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def describe(record: Mapping[str, Any]) -> str:
     about, day = record["machine"], record["date"]
     if about is None:
         return f"{day}, machine not recorded."
-    return f"{day}, {about['cpu']}, {about['threads']} threads, torch {about['torch']}, {about['precision']}."
+    where = about.get("gpu") or f"{about['cpu']}, {about['threads']} threads"
+    return f"{day}, {where}, torch {about['torch']}, {about['precision']}."
 
 
 def save(record: Mapping[str, Any], path: Path) -> None:

@@ -11,7 +11,13 @@ from processes import OUT_OF_MEMORY, TIMED_OUT
 
 Figure = Callable[[Mapping[str, float]], float]
 
-NAMES = {"lorry": "Lorry", "st": "ST", "post": "the blog post's loop", "peak": "the matrix products"}
+NAMES = {
+    "lorry": "Lorry",
+    "st": "ST",
+    "post": "the blog post's loop",
+    "st_flash": "ST with flash-attn",
+    "peak": "the matrix products",
+}
 HEADS = {
     "train": ["training", "pairs per batch", "Lorry, pairs/s", "ST, pairs/s", "speed, Lorry / ST", "memory, Lorry / ST",
               "Lorry, tokens/s", "Lorry, share of peak", "ST, share of peak"],
@@ -30,7 +36,7 @@ def tables(record: Mapping[str, Any]) -> str:
         if task in record:
             rows = [Row(item, record["rounds"]) for item in record[task]]
             parts.append(records.markdown(head, [ROWS[task](row) for row in rows]))
-            parts += [post for row in rows if (post := row.post())]
+            parts += [line for row in rows for line in row.others()]
             parts += [reason for row in rows for reason in row.reasons(task)]
     return "\n\n".join(parts)
 
@@ -79,16 +85,16 @@ class Row:
         ]
         return f"{median(shares):.0%}" if shares else ""
 
-    def post(self) -> str:
-        """Return the line about the blog post's loop, if it took part."""
-        if "post" not in self.failed and not any("post" in done for done in self.rounds):
-            return ""
+    def others(self) -> list[str]:
+        """Return a line about each contestant that has no column, if it took part."""
         work, size = self.item["work"], self.item["batch_size"]
-        ratio = self.ratio(_speed, "post")
-        return (
-            f"The blog post's loop, {work} texts, {size} pairs per batch, pairs/s: {self.result('post', _speed, '.1f')}"
-            + (f"; speed, Lorry / post: {ratio}." if ratio else ".")
-        )
+        lines = []
+        for name in ("post", "st_flash"):
+            if name in self.failed or any(name in done for done in self.rounds):
+                ratio, title = self.ratio(_speed, name), NAMES[name][0].upper() + NAMES[name][1:]
+                line = f"{title}, {work} texts, {size} pairs per batch, pairs/s: {self.result(name, _speed, '.1f')}"
+                lines.append(line + (f"; speed, Lorry / {name}: {ratio}." if ratio else "."))
+        return lines
 
     def reasons(self, task: str) -> list[str]:
         """Return a line for each failure that no cell of the table explains."""

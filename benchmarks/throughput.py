@@ -45,7 +45,7 @@ from speed_tables import tables
 
 DATA = Path(os.environ.get("LORRY_DATA", "../shared/data"))
 CONTESTANTS = Path(__file__).with_name("contestants.py")
-LORRY = Path(sys.executable).with_name("lorry")
+LORRY = [sys.executable, "-m", "lorry.cli"]
 COLUMNS = "product_title,product_description,product_bullet_point"
 BATCH_SIZES = (32, 120, 512)
 POST_BATCH_SIZE = 120  # the blog post's own; at 512 one of its steps takes minutes
@@ -66,12 +66,14 @@ class Contest:
         file: The pairs.
         batch_size: As the table shows it.
         sizes: Batch size of each contestant, by name.
+        precision: bf16, fp16 or fp32.
     """
 
     task: str
     file: Path
     batch_size: int
     sizes: dict[str, int]
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,13 @@ class Settings:
         rounds: Rounds that count; one more goes before, to warm up.
         seconds: Minimum length of a turn.
         timeout: Seconds after which a contestant that does not answer has failed.
-        precision: bf16 or fp32.
+        device: cpu or cuda.
     """
 
     rounds: int
     seconds: float
     timeout: float
-    precision: str
+    device: str = "cpu"
 
 
 def main() -> None:
@@ -100,15 +102,15 @@ def main() -> None:
     logging.getLogger("lorry").setLevel(logging.ERROR)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the contestants are ended too
     precision = choose_precision("auto", torch.device("cpu"))
-    settings = Settings(arguments.rounds, arguments.seconds, arguments.timeout, precision)
+    settings = Settings(arguments.rounds, arguments.seconds, arguments.timeout)
     record, output = {**records.new_record(precision), "rounds": settings.rounds}, Path(arguments.output)
     try:
         with tempfile.TemporaryDirectory() as folder:
             files = [prepare(work, Path(folder)) for work in arguments.work or ("short", "long")]
             for task in arguments.task or TASKS:
                 record[task] = []
-                for contest in TASKS[task](files, arguments.batch_size or BATCH_SIZES):
-                    _hold(contest, settings, record, output)
+                for contest in TASKS[task](files, arguments.batch_size or BATCH_SIZES, precision):
+                    hold(contest, settings, record, output)
     finally:  # also after Ctrl-C: what there is
         print(tables(record))
 
@@ -126,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _hold(contest: Contest, settings: Settings, record: dict[str, Any], output: Path) -> None:
+def hold(contest: Contest, settings: Settings, record: dict[str, Any], output: Path) -> None:
     """Hold a contest and save the record after each of its rounds."""
     row: dict[str, Any] = {"work": contest.file.stem, "batch_size": contest.batch_size, "rounds": [], "failed": {}}
     record[contest.task].append(row)
@@ -166,36 +168,37 @@ def _strings(column: pa.Array, rows: np.ndarray) -> pa.Array:
     return column.take(pa.array(rows)).cast(pa.string())
 
 
-def training(files: Sequence[Path], batch_sizes: Sequence[int]) -> Iterator[Contest]:
+def training(files: Sequence[Path], batch_sizes: Sequence[int], precision: str) -> Iterator[Contest]:
     """Yield contests in training, at every batch size."""
     for file in files:
         for size in batch_sizes:
             names = ["lorry", "st", *(["post"] if (file.stem, size) == ("short", POST_BATCH_SIZE) else [])]
-            yield Contest("train", file, size, dict.fromkeys(names, size))
+            yield Contest("train", file, size, dict.fromkeys(names, size), precision)
 
 
-def encoding(files: Sequence[Path], _: Sequence[int]) -> Iterator[Contest]:
+def encoding(files: Sequence[Path], _: Sequence[int], precision: str) -> Iterator[Contest]:
     """Yield contests in encoding some texts, each contestant at its own batch size."""
     for file in files:
         part = file.parent / "part" / file.name
         part.parent.mkdir(exist_ok=True)
         pq.write_table(pq.read_table(file).slice(0, ENCODED_PAIRS), part)
-        yield Contest("encode", part, 32, {"lorry": 256, "st": 32})
+        yield Contest("encode", part, 32, {"lorry": 256, "st": 32}, precision)
 
 
-def tokenizing(files: Sequence[Path], _: Sequence[int]) -> Iterator[Contest]:
+def tokenizing(files: Sequence[Path], _: Sequence[int], precision: str) -> Iterator[Contest]:
     """Yield contests in tokenising all pairs once."""
     for file in files:
-        yield Contest("tokenize", file, 120, {"lorry": 120, "st": 120})
+        yield Contest("tokenize", file, 120, {"lorry": 120, "st": 120}, precision)
 
 
-def first_step(files: Sequence[Path], _: Sequence[int]) -> Iterator[Contest]:
+def first_step(files: Sequence[Path], _: Sequence[int], precision: str) -> Iterator[Contest]:
     """Yield contests from the start of the process to the end of the first step."""
     for file in files:
-        yield Contest("first_step", file, FIRST_STEP_BATCH_SIZE, dict.fromkeys(("lorry", "st"), FIRST_STEP_BATCH_SIZE))
+        sizes = dict.fromkeys(("lorry", "st"), FIRST_STEP_BATCH_SIZE)
+        yield Contest("first_step", file, FIRST_STEP_BATCH_SIZE, sizes, precision)
 
 
-TASKS: Mapping[str, Callable[[Sequence[Path], Sequence[int]], Iterator[Contest]]] = {
+TASKS: Mapping[str, Callable[[Sequence[Path], Sequence[int], str], Iterator[Contest]]] = {
     "train": training,
     "encode": encoding,
     "tokenize": tokenizing,
@@ -208,9 +211,11 @@ def turns(contest: Contest, settings: Settings) -> Iterator[tuple[Figures, Failu
     contestants: dict[str, WorkerProcess] = {}
     try:
         for name, size in contest.sizes.items():
-            contestants[name] = _start(contest.task, name, contest.file, size, settings)
+            contestants[name] = start(contest.task, name, contest, size, settings)
         if contest.task == "train":
-            contestants["peak"] = _start("peak", "torch", contest.file, 1, settings)
+            contestants["peak"] = start("peak", "torch", contest, 1, settings)
+        for contestant in contestants.values():  # they got ready at the same time
+            contestant.answer()
         for _ in range(settings.rounds + 1):
             done: Figures = {}
             for name, contestant in contestants.items():
@@ -226,12 +231,10 @@ def turns(contest: Contest, settings: Settings) -> Iterator[tuple[Figures, Failu
             contestant.end()
 
 
-def _start(task: str, name: str, file: Path, batch_size: int, settings: Settings) -> WorkerProcess:
-    """Start a contestant and wait until it is ready, or has failed."""
-    command = [sys.executable, str(CONTESTANTS), task, name, str(file), str(batch_size), settings.precision]
-    contestant = WorkerProcess(command, settings.timeout)
-    contestant.answer()
-    return contestant
+def start(task: str, name: str, contest: Contest, batch_size: int, settings: Settings) -> WorkerProcess:
+    """Start a contestant; its first answer says that it is ready."""
+    how = [str(contest.file), str(batch_size), contest.precision, settings.device]
+    return WorkerProcess([sys.executable, str(CONTESTANTS), task, name, *how], settings.timeout)
 
 
 def first_steps(contest: Contest, settings: Settings) -> Iterator[tuple[Figures, Failures]]:
@@ -241,7 +244,7 @@ def first_steps(contest: Contest, settings: Settings) -> Iterator[tuple[Figures,
         done: Figures = {}
         for name, time_one in {"st": _first_step_of_st, "lorry": _first_step_of_lorry}.items():
             if name not in failed:
-                seconds, reason = time_one(contest.file, settings)
+                seconds, reason = time_one(contest, settings)
                 done |= {} if reason else {name: {"seconds": seconds}}
                 failed |= {name: reason} if reason else {}
         yield done, dict(failed)
@@ -249,11 +252,12 @@ def first_steps(contest: Contest, settings: Settings) -> Iterator[tuple[Figures,
             return
 
 
-def _first_step_of_st(file: Path, settings: Settings) -> tuple[float, str]:
+def _first_step_of_st(contest: Contest, settings: Settings) -> tuple[float, str]:
     """Return the seconds to the end of the first step, and why it failed."""
     began = time.perf_counter()
-    contestant = _start("train", "st", file, FIRST_STEP_BATCH_SIZE, settings)
+    contestant = start("train", "st", contest, contest.batch_size, settings)
     try:
+        contestant.answer()
         contestant.tell("0")
         contestant.answer()
         return time.perf_counter() - began, contestant.failed
@@ -261,15 +265,16 @@ def _first_step_of_st(file: Path, settings: Settings) -> tuple[float, str]:
         contestant.end()
 
 
-def _first_step_of_lorry(file: Path, settings: Settings) -> tuple[float, str]:
+def _first_step_of_lorry(contest: Contest, settings: Settings) -> tuple[float, str]:
     """Return the seconds to the end of the first step, and why it failed."""
     with tempfile.TemporaryDirectory() as folder:
-        options = {"pretrained_model": "bundled", "train": file, "label_column": "gain", "positive_threshold": 0.5,
-                   "log_every": 1, "loss": "cosent", "batch_size": FIRST_STEP_BATCH_SIZE,
+        options = {"pretrained_model": "bundled", "train": contest.file, "label_column": "gain",
+                   "positive_threshold": 0.5, "log_every": 1, "loss": "cosent", "batch_size": contest.batch_size,
+                   "precision": contest.precision,
                    "model_dir": f"{folder}/model", "output_data_dir": f"{folder}/output"}  # fmt: skip
         words = [str(item) for name, value in options.items() for item in (f"--{name}", value)]
         began = time.perf_counter()
-        process = WorkerProcess([str(LORRY), "train", *words], settings.timeout)
+        process = WorkerProcess([*LORRY, "train", *words], settings.timeout)
         try:
             process.line("step=1/")
             return time.perf_counter() - began, process.failed

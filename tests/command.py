@@ -56,9 +56,9 @@ def stopped_after(step):
     """Let the process get a SIGTERM during this step."""
     make_step = Trainer.step
 
-    def stop(self, batch, number, lr):
+    def stop(self, batch, number, lr, parts):
         if number + 1 == step:
             signal.raise_signal(signal.SIGTERM)
-        return make_step(self, batch, number, lr)
+        return make_step(self, batch, number, lr, parts)
 
     return mock.patch.object(Trainer, "step", stop)

@@ -11,7 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is importe
 
 import pytest
 
-KINDS = ("bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert", "qwen3")
+KINDS = ("bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "modernbert", "nomic_bert", "qwen3", "deberta-v2")
 OFFSET_KINDS = ("roberta", "xlm-roberta", "mpnet")  # these count positions from padding_idx + 1
 LONGEST = 64
 
@@ -155,7 +155,11 @@ def _save_model(kind, folder):
             cls_token_id=tokenizer.cls_token_id,
             sep_token_id=tokenizer.sep_token_id,
         ),
+        "nomic_bert": lambda: transformers.NomicBertConfig(**size),
         "qwen3": lambda: transformers.Qwen3Config(**size, num_key_value_heads=2, head_dim=8),
+        "deberta-v2": lambda: transformers.DebertaV2Config(
+            **size, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, type_vocab_size=0
+        ),
     }
     torch.manual_seed(0)
     model = transformers.AutoModel.from_config(configs[kind]())
@@ -175,13 +179,15 @@ def _tokenizer(kind):
         "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
         "distilbert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
         "modernbert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+        "nomic_bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+        "deberta-v2": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
         "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
         "xlm-roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
         "mpnet": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
         "qwen3": ("<|endoftext|>",),
     }[kind]
     letters = sorted(set("".join(WORDS)) | set("abcdefghijklmnopqrstuvwxyz0123456789"))
-    if kind in ("bert", "distilbert", "mpnet"):
+    if kind in ("bert", "distilbert", "mpnet", "nomic_bert", "deberta-v2"):
         words = [word for word in WORDS if len(word) > 1]
         entries = [*specials, *letters, *(f"##{letter}" for letter in letters), *words]
         unknown = next(name for name in specials if "unk" in name.lower())

@@ -7,9 +7,14 @@ A tensor on "cuda" is a `CudaTensor`, which wraps a CPU tensor and computes on i
 `_compute`, which applies CUDA's own rule: no operation takes tensors of both devices, with the exceptions that PyTorch
 makes (copies between devices, CPU scalars of no dimension, index tensors of the CPU). Such a tensor's `device` reads
 "meta", so code under test must ask the run's own device, not a tensor's.
+
+`waits` counts what makes the CPU wait for the device: numbers and tensors that are read back, and results whose size
+the device alone knows. `pageable` counts copies to the device from memory that is not pinned, for which it waits, too.
 """
 
 import contextlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from unittest import mock
 
@@ -22,9 +27,14 @@ from lorry.model import encoder
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda", 0)
+SUBMIT = ThreadPoolExecutor.submit
 INDEXING = (aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default,
             aten._index_put_impl_.default)  # fmt: skip
 JOINING = (aten.cat.default, aten.stack.default)
+WAITING = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.is_nonzero.default,
+           aten.equal.default, aten.repeat_interleave.Tensor, aten.bincount.default, aten._unique2.default)  # fmt: skip
+waits: Counter[str] = Counter()
+pageable: Counter[str] = Counter()
 
 
 class CudaTensor(torch.Tensor):
@@ -62,6 +72,19 @@ def _check_devices(function, args, kwargs):
         raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu! ({function})")
 
 
+def _count(function, args, on_cuda):
+    """Count a wait or a pageable copy; `on_cuda` says where the result is."""
+    read = any(isinstance(item, CudaTensor) for item in tree_leaves(args))
+    copied = args[1] if function is aten.copy_.default else args[0] if function is aten._to_copy.default else None
+    by_mask = function in INDEXING and any(item is not None and item.dtype == torch.bool for item in args[1])
+    if read and (function in WAITING or by_mask or (isinstance(copied, CudaTensor) and not on_cuda)):
+        waits[f"{function}{' by a mask' if by_mask else ''}"] += 1
+    if function in INDEXING and on_cuda:
+        pageable["index"] += sum(item is not None and not isinstance(item, CudaTensor) for item in args[1])
+    if copied is not None and on_cuda and not isinstance(copied, CudaTensor) and copied.dim():
+        pageable[str(function)] += not getattr(copied, "pinned", False)
+
+
 def _compute(function, args, kwargs):
     if function is aten._fused_sdp_choice.default:
         return 0  # the plain arithmetic: there are no CUDA kernels
@@ -74,6 +97,7 @@ def _compute(function, args, kwargs):
         on_cuda = torch.device(kwargs["device"]).type in ("cuda", "meta")
         kwargs = {**kwargs, "device": torch.device("cpu")}
         kwargs.pop("pin_memory", None)
+    _count(function, args, on_cuda)
     known = {id(item.cpu_tensor): item for item in tree_leaves((args, kwargs)) if isinstance(item, CudaTensor)}
     args, kwargs = tree_map(lambda item: item.cpu_tensor if isinstance(item, CudaTensor) else item, (args, kwargs))
     result = function(*args, **kwargs)
@@ -119,6 +143,22 @@ def _outside(function):
     return call
 
 
+def _submit(executor, function, *args, **kwargs):
+    """Let a thread of an executor see the pretended device: modes belong to the thread that entered them."""
+
+    def call():
+        with _Dispatch(), _NumberDevices():
+            return function(*args, **kwargs)
+
+    return SUBMIT(executor, call)
+
+
+def _pin_memory(tensor):
+    pinned = tensor.clone()
+    pinned.pinned = True
+    return pinned
+
+
 @contextlib.contextmanager
 def cuda(capability=(7, 5), memory=16 << 30):
     """Pretend that there is one GPU of this compute capability and memory, in bytes."""
@@ -137,6 +177,8 @@ def cuda(capability=(7, 5), memory=16 << 30):
             stack.enter_context(mock.patch.object(torch.cuda, name, mock.Mock(return_value=answer)))
         # a tensor that wraps another cannot be an inference tensor
         stack.enter_context(mock.patch.object(torch, "inference_mode", torch.no_grad))
+        stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", _pin_memory))
+        stack.enter_context(mock.patch.object(ThreadPoolExecutor, "submit", _submit))
         stack.enter_context(mock.patch.object(encoder, "load_model", _outside(encoder.load_model)))
         stack.enter_context(_Dispatch())
         stack.enter_context(_NumberDevices())

@@ -1,13 +1,21 @@
 """The whole job on a pretended CUDA device: train, stop, continue, merge, evaluate, with no mix-up of devices."""
 
 import json
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
 
+import pretended_cuda
 from command import lorry, stopped_after
+from lorry.config import TrainConfig
+from lorry.loss_sum import LOSSES, TEACHER_LOSSES
 from lorry.model.encoder import Encoder
+from lorry.training.loop import fit
+from lorry.training.progress import TrainingLog
+from lorry.training.setup import prepare
+from lorry.training.update import Trainer
 from pretended_cuda import CudaTensor, cuda
 
 T4, A10G = (7, 5), (8, 6)
@@ -71,8 +79,7 @@ def test_where_the_gpu_has_no_room_for_a_second_model_it_is_merged_on_the_cpu(pl
     assert devices == [("fp32", "cpu")] * 2
 
 
-@pytest.mark.parametrize("kind", ["mpnet", "modernbert", "qwen3"])
-def test_other_architectures_too(place, tiny_model, kind):
+def test_every_architecture(place, tiny_model, kind):
     options = place | {
         "pretrained_model": tiny_model(kind),
         "checkpoint_dir": "",
@@ -107,6 +114,30 @@ def test_a_model_trained_on_a_gpu_is_the_one_trained_on_the_cpu(place, tmp_path)
     here = json.loads((tmp_path / "cpu-output" / "metrics.json").read_text())
     for name, value in here["splits"]["validation"]["tuned"].items():
         assert there["splits"]["validation"]["tuned"][name] == pytest.approx(value, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("capability", "waits"), [(T4, {"aten._local_scalar_dense.default": 1}), (A10G, {})], ids=["fp16", "bf16"]
+)
+@pytest.mark.parametrize("tokens", [2000, 60], ids=["whole", "in parts"])
+@pytest.mark.parametrize("loss", [TrainConfig.loss, "+".join(name for name in LOSSES if name not in TEACHER_LOSSES)])
+def test_a_step_waits_for_the_device_in_nothing_but_the_check_of_fp16_gradients(place, loss, tokens, capability, waits):
+    config = TrainConfig(loss=loss, train=str(place["train"]), pretrained_model=str(place["pretrained_model"]))
+    make_step, seen = Trainer.step, []
+
+    def watched(self, *arguments):
+        pretended_cuda.waits.clear()
+        loss = make_step(self, *arguments)
+        seen.append(dict(pretended_cuda.waits))
+        return loss
+
+    with cuda(capability), mock.patch.object(Trainer, "step", watched):
+        setup = prepare(replace(config, batch_size=24, micro_batch_tokens=tokens))
+        trainer = Trainer(setup.encoder, setup.texts["train"], setup.config, setup.accelerator)
+        pretended_cuda.pageable.clear()
+        fit(trainer, setup.splits["train"], setup.sampler, TrainingLog(setup.sampler.steps), validate=lambda: (0, {}))
+    assert seen == [waits] * setup.sampler.steps
+    assert not any(pretended_cuda.pageable.values())
 
 
 class TestThePretendedDevice:

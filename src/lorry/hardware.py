@@ -12,6 +12,7 @@ import psutil
 from lorry.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from accelerate import Accelerator
 
@@ -139,6 +140,14 @@ def describe(device: torch.device, precision: str, attention: str) -> str:
         *([f"one of {count} GPUs: the others stay idle"] if count > 1 else []),
     ]
     return f"running on {gpu.name} ({', '.join(facts)}); {way}"
+
+
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return values as a tensor on the device; the CPU waits for no GPU, since the copy starts from pinned memory."""
+    import torch
+
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def free_memory(device: torch.device) -> int:

@@ -33,7 +33,7 @@ def bench(tmp_path, results, monkeypatch, capsys):
     (tmp_path / "starts").mkdir()
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(throughput, "CONTESTANTS", FAKE)
-    monkeypatch.setattr(throughput, "LORRY", lorry)
+    monkeypatch.setattr(throughput, "LORRY", [str(lorry)])
     monkeypatch.setattr(throughput, "prepare", lambda work, folder: folder / f"{work}.parquet")
     monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
 

@@ -53,20 +53,44 @@ def gather(x, layout):
 def test_outputs_and_gradients_are_those_of_one_text_at_a_time(lengths, window, causal, attention):
     layout = lay_out(np.array(lengths), CPU)
     x = inputs(lengths)
-    found = gather(attention(*(spread(part, layout) for part in x), layout, 0.37, causal, window), layout)
+    found = gather(attention(*(spread(part, layout) for part in x), None, layout, 0.37, causal, window), layout)
     expected = one_by_one(*x, lengths, 0.37, causal, window)
     torch.testing.assert_close(found, expected)
     pull = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(9))
     torch.testing.assert_close(torch.autograd.grad(found, x, pull), torch.autograd.grad(expected, x, pull))
 
 
+@pytest.mark.parametrize("attention", [PackedAttention.apply, attend_with_sdpa], ids=["cpu", "sdpa"])
+def test_the_bias_by_relative_position_and_its_gradient(attention):
+    """Lines of several widths, shared and not, with a table as wide as the widest needs."""
+    lengths = [5, 60, 3, 70, 200, 9, 66]
+    layout = lay_out(np.array(lengths), CPU)
+    widest = layout.groups[-1].width
+    assert len(layout.groups) > 2
+    x = inputs(lengths, dtype=torch.float32)
+    heads = x[0].shape[1]
+    table = torch.randn(heads, 2 * widest - 1, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    found = gather(attention(*(spread(part, layout) for part in x), table, layout, 0.37, False, None), layout)
+    pieces = []
+    for query, key, value in zip(*(part.split(lengths) for part in x), strict=True):
+        place = torch.arange(len(query))
+        bias = table[:, place[None, :] - place[:, None] + widest - 1]
+        scores = torch.einsum("ihd,jhd->hij", query, key) * 0.37 + bias
+        pieces.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), value))
+    expected = torch.cat(pieces)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    pull = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(9))
+    mine, theirs = (torch.autograd.grad(out, [*x, table], pull) for out in (found, expected))
+    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_work_is_cut_into_parts_without_a_trace(monkeypatch):
     """A line at a time gives what all lines at once give."""
     layout = lay_out(np.array(MIXED), CPU)
     x = [spread(part, layout) for part in inputs(MIXED)]
-    whole = PackedAttention.apply(*x, layout, 0.37, True, 4)
+    whole = PackedAttention.apply(*x, None, layout, 0.37, True, 4)
     monkeypatch.setattr("lorry.model.attention.SCORES_PER_BLOCK", 1)
-    torch.testing.assert_close(PackedAttention.apply(*x, layout, 0.37, True, 4), whole)
+    torch.testing.assert_close(PackedAttention.apply(*x, None, layout, 0.37, True, 4), whole)
 
 
 @pytest.mark.parametrize(("line_width", "width_step"), [(64, 8), (0, 16), (32, 1)])
@@ -146,7 +170,7 @@ def test_half_precision_stays_finite_where_scores_are_large():
     lengths = MIXED
     x = [part.detach().mul(30).bfloat16().requires_grad_() for part in inputs(lengths)]
     layout = lay_out(np.array(lengths), CPU)
-    out = gather(PackedAttention.apply(*(spread(part, layout) for part in x), layout, 1.0, True, 4), layout)
+    out = gather(PackedAttention.apply(*(spread(part, layout) for part in x), None, layout, 1.0, True, 4), layout)
     assert out.dtype == torch.bfloat16
     assert torch.isfinite(out).all()
     assert all(torch.isfinite(part).all() for part in torch.autograd.grad(out.float().sum(), x))

@@ -22,6 +22,10 @@ EXPECTED = {
     "mpnet": [f"encoder.layer.{i}.attention.attn.{name}" for i in (0, 1) for name in ("q", "k", "v")],
     "distilbert": [f"transformer.layer.{i}.attention.{name}" for i in (0, 1) for name in ("q_lin", "k_lin", "v_lin")],
     "modernbert": [f"layers.{i}.attn.Wqkv" for i in (0, 1)],
+    "nomic_bert": [f"layers.{i}.self_attn.{name}" for i in (0, 1) for name in ("q_proj", "k_proj", "v_proj")],
+    "deberta-v2": [
+        f"encoder.layer.{i}.attention.self.{name}" for i in (0, 1) for name in ("query_proj", "key_proj", "value_proj")
+    ],
     "qwen3": [f"layers.{i}.self_attn.{name}" for i in (0, 1) for name in ("q_proj", "k_proj", "v_proj")],
 }
 

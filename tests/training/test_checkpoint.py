@@ -343,8 +343,8 @@ def test_another_precision_is_refused_by_name(stopped):
 def test_what_has_diverged_is_not_written_over_a_good_checkpoint(stopped):
     """Between two log lines: the loss is looked at before a checkpoint too."""
 
-    def diverge(self, batch, number, lr):
-        loss = make_step(self, batch, number, lr)
+    def diverge(self, batch, number, lr, parts):
+        loss = make_step(self, batch, number, lr, parts)
         return loss * float("nan") if number == 8 else loss
 
     make_step = Trainer.step

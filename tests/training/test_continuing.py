@@ -57,10 +57,10 @@ class Runs:
         sampler = BatchSampler(self.pairs.query, CONFIG.batch_size, CONFIG.epochs, CONFIG.seed)
         training_log, stop, step = TrainingLog(sampler.steps), threading.Event(), trainer.step
 
-        def make_step(batch, number, lr):
+        def make_step(batch, number, lr, parts):
             if number + 1 == stop_at:
                 stop.set()
-            return step(batch, number, lr)
+            return step(batch, number, lr, parts)
 
         def validate():
             weights = digest(trainer.weights)

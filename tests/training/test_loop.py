@@ -186,15 +186,15 @@ def test_the_loss_curve_is_that_of_a_padded_loop(ground):
 
 def with_room_for(encoder, max_tokens):
     """Let the encoder run out of memory, as a GPU says it, above `max_tokens`; return the sizes that were tried."""
-    embed, tried = encoder.embed, []
+    embed, tried = encoder.embed_inputs, []
 
-    def limited(texts, **options):
-        tried.append(int(texts.lengths.sum()))
+    def limited(inputs, **options):
+        tried.append(sum(int(layout.lengths.sum()) for _, layout in inputs.passes))
         if tried[-1] > max_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
-        return embed(texts, **options)
+        return embed(inputs, **options)
 
-    encoder.embed = limited
+    encoder.embed_inputs = limited
     return tried
 
 
@@ -233,7 +233,7 @@ def test_no_memory_for_one_text_is_an_error_and_other_errors_stay_what_they_are(
     def broken(*_, **__):
         raise RuntimeError("shapes do not match")
 
-    encoder.embed = broken
+    encoder.embed_inputs = broken
     with pytest.raises(RuntimeError, match="shapes do not match"):
         trainer.step(batch, 0, config.lr)
 

@@ -19,10 +19,12 @@ class Architecture:
     query_key_value: tuple[str, ...]
     """Last part of the names of the modules that project to query, key and value, or to all three at once."""
     packs: bool = True
-    """Whether attention goes through transformers' AttentionInterface and nothing else looks at other tokens than a
-    text's own: then many texts can share one row of tokens. Otherwise texts are padded."""
+    """Whether attention goes through transformers' AttentionInterface, or has a version of Lorry's, and nothing else
+    looks at other tokens than a text's own: then many texts can share one row of tokens. Otherwise texts are padded."""
     reserved_positions: int = 0
     """Rows at the start of the position table that no token uses: models from fairseq count from `pad_token_id + 1`."""
+    own_attention: bool = False
+    """Whether attention does not go through AttentionInterface, and Lorry has a version for packed texts (mpnet.py)."""
 
 
 ARCHITECTURES = {
@@ -32,17 +34,18 @@ ARCHITECTURES = {
     "camembert": Architecture(_BERT, reserved_positions=2),
     "distilbert": Architecture(("q_lin", "k_lin", "v_lin")),
     "modernbert": Architecture(("Wqkv",)),
+    "nomic_bert": Architecture(_DECODER),
     "qwen2": Architecture(_DECODER),
     "qwen3": Architecture(_DECODER),
     "llama": Architecture(_DECODER),
     "mistral": Architecture(_DECODER),
-    # Its attention adds a bias by relative position, which the packed attention does not know.
-    "mpnet": Architecture(("q", "k", "v"), packs=False, reserved_positions=2),
+    "mpnet": Architecture(("q", "k", "v"), reserved_positions=2, own_attention=True),
 }
-UNLISTED = Architecture(
-    (*_BERT, *_DECODER, "q_lin", "k_lin", "v_lin", "q", "k", "v", "Wqkv", "qkv_proj", "query_key_value", "c_attn"),
-    packs=False,
+_OTHERS = (
+    *("q_lin", "k_lin", "v_lin", "q", "k", "v", "query_proj", "key_proj", "value_proj"),
+    *("Wqkv", "qkv_proj", "query_key_value", "c_attn"),
 )
+UNLISTED = Architecture((*_BERT, *_DECODER, *_OTHERS), packs=False)
 
 
 def architecture_of(model_type: str) -> Architecture:

@@ -32,6 +32,7 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
+    relative_bias: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each text of the packed row; the signature is that of transformers' attention functions.
@@ -46,6 +47,8 @@ def attend(
         scaling: Factor on the scores; default 1 / sqrt(width).
         sliding_window: Tokens this far apart or farther do not see each other.
         is_causal: Overrides what the layer says.
+        relative_bias: [heads, 2 * widest line - 1] added to the scores of a key so many places before (first) to after
+            (last) the query.
 
     Returns:
         [1, T, heads, width] and None in place of the weights.
@@ -59,11 +62,19 @@ def attend(
     query, key = query.to(value.dtype), key.to(value.dtype)
     attention = PackedAttention.apply if query.device.type == "cpu" else attend_with_sdpa
     q, k, v = (item[0].transpose(0, 1) for item in (query, key, value))
-    return attention(q, k, v, packed_layout, scale, causal, sliding_window)[None], None
+    relative = None if relative_bias is None else relative_bias.float()  # its gradient is a long sum
+    return attention(q, k, v, relative, packed_layout, scale, causal, sliding_window)[None], None
 
 
 def attend_with_sdpa(
-    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scale: float, causal: bool, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    relative: Tensor | None,
+    layout: PackedLayout,
+    scale: float,
+    causal: bool,
+    window: int | None,
 ) -> Tensor:
     """Return the same as `PackedAttention`, through PyTorch's own kernels: [T, heads, width].
 
@@ -75,9 +86,29 @@ def attend_with_sdpa(
     for index, (group, *parts) in enumerate(each):
         q, k, v = (part.unflatten(0, (group.lines, group.width)).transpose(1, 2) for part in parts)
         bias = layout.bias(index, causal, window, query.dtype)
+        if relative is not None:
+            bias = _with_relative(bias, relative, layout, index, query.dtype)
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
         pieces.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(pieces)
+
+
+def _with_relative(
+    bias: Tensor | None, relative_HR: Tensor, layout: PackedLayout, index: int, dtype: torch.dtype
+) -> Tensor | None:
+    """Return a group's bias [1 or lines, heads, width, width] with that by relative position, made for all layers."""
+    key = ("relative", index, dtype)
+    if key not in layout.biases:
+        by_place = _by_place(relative_HR, layout.groups[index].width).to(dtype)[None]
+        layout.biases[key] = by_place if bias is None else bias + by_place
+    return layout.biases[key]
+
+
+def _by_place(relative_HR: Tensor, width: int) -> Tensor:
+    """Return the bias [heads, width, width] of every key (last) for every query of a line, by their distance."""
+    middle = relative_HR.shape[1] // 2
+    near = relative_HR[:, middle - width + 1 : middle + width]
+    return near.unfold(1, width, 1).flip(1)  # row i begins at distance -i
 
 
 class PackedAttention(torch.autograd.Function):
@@ -93,30 +124,32 @@ class PackedAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        relative: Tensor | None,
         layout: PackedLayout,
         scale: float,
         causal: bool,
         window: int | None,
     ) -> Tensor:
-        """Return [T, heads, width]; query, key and value have that shape too."""
+        """Return [T, heads, width]; query, key and value have that shape too; `relative` as in `attend`."""
         ctx.layout, ctx.scale, ctx.causal, ctx.window = layout, scale, causal, window
         out, kept = torch.empty(query.shape, dtype=query.dtype), list[Tensor]()
-        for block in _blocks(layout, query, causal, window):
+        for block in _blocks(layout, query, relative, causal, window):
             probs = block.probabilities(block.take(query) * scale, block.take(key))
             block.give(torch.bmm(probs, block.take(value)), out)
             kept += [probs] if block.shared else []
-        ctx.save_for_backward(query, key, value, *kept)
+        ctx.save_for_backward(query, key, value, relative, *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of query, key and value, each [T, heads, width]."""
-        query, key, value, *kept = ctx.saved_tensors
+        """Return the gradients of query, key and value, each [T, heads, width], and that of `relative`."""
+        query, key, value, relative, *kept = ctx.saved_tensors
+        grad_relative = torch.zeros_like(relative) if ctx.needs_input_grad[3] else None
         # One tensor holds all three, so that a fused projection gets its gradient in one piece.
         rows, heads, width = grad.shape
         grads = torch.empty((rows, 3, heads, width), dtype=grad.dtype)
         grad_q, grad_k, grad_v = grads.unbind(1)
-        for block in _blocks(ctx.layout, grad, ctx.causal, ctx.window):
+        for block in _blocks(ctx.layout, grad, relative, ctx.causal, ctx.window):
             q, k, v, g = block.take(query) * ctx.scale, block.take(key), block.take(value), block.take(grad)
             probs = kept.pop(0) if block.shared else block.probabilities(q, k)
             block.give(torch.bmm(probs.transpose(1, 2), g), grad_v)
@@ -124,7 +157,9 @@ class PackedAttention(torch.autograd.Function):
             scores = torch._softmax_backward_data(through, probs, -1, probs.dtype)
             block.give(torch.bmm(scores, k).mul_(ctx.scale), grad_q)
             block.give(torch.bmm(scores.transpose(1, 2), q), grad_k)
-        return grad_q, grad_k, grad_v, None, None, None, None
+            if grad_relative is not None:
+                block.add_by_distance(scores, grad_relative)
+        return grad_q, grad_k, grad_v, grad_relative, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -135,7 +170,10 @@ class LineBlock:
     end: int
     lines: int
     shared: bool
-    bias: Tensor | None
+    hidden: Tensor | None
+    """Bias that hides tokens from each other; broadcasts to [lines, heads, width, width]."""
+    relative: Tensor | None
+    """[heads, width, width] bias by relative position."""
 
     def take(self, x_THD: Tensor) -> Tensor:
         """Return this block of [T, heads, D] as [lines * heads, width, D]."""
@@ -149,23 +187,34 @@ class LineBlock:
         )
 
     def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
-        """Return softmax(Q K^T + bias): [lines * heads, width, width]."""
+        """Return softmax(Q K^T + biases): [lines * heads, width, width]."""
         scores = torch.bmm(q, k.transpose(1, 2))
-        if self.bias is not None:
-            scores.unflatten(0, (self.lines, -1)).add_(self.bias)
+        for bias in (self.relative, self.hidden):
+            if bias is not None:
+                scores.unflatten(0, (self.lines, -1)).add_(bias)
         return torch.softmax(scores, -1)
 
+    def add_by_distance(self, scores: Tensor, out_HR: Tensor) -> None:
+        """Add up [lines * heads, width, width] by head and distance of places in fp32 [heads, 2 * widest line - 1]."""
+        sums = scores.unflatten(0, (self.lines, -1)).sum(0, dtype=torch.float32)
+        place = torch.arange(sums.shape[-1])
+        distance = place[None, :] - place[:, None] + out_HR.shape[1] // 2
+        out_HR.index_add_(1, distance.flatten(), sums.flatten(1))
 
-def _blocks(layout: PackedLayout, query_THD: Tensor, causal: bool, window: int | None) -> Iterator[LineBlock]:
+
+def _blocks(
+    layout: PackedLayout, query_THD: Tensor, relative_HR: Tensor | None, causal: bool, window: int | None
+) -> Iterator[LineBlock]:
     heads = query_THD.shape[1]
     for index, group in enumerate(layout.groups):
         bias = layout.bias(index, causal, window, query_THD.dtype)
+        relative = None if relative_HR is None else _by_place(relative_HR, group.width).to(query_THD.dtype)
         max_lines = max(1, SCORES_PER_BLOCK // (heads * group.width**2))
         for first in range(0, group.lines, max_lines):
             lines = min(max_lines, group.lines - first)
             some = bias if bias is None or len(bias) == 1 else bias[first : first + lines]
             start = group.start + first * group.width
-            yield LineBlock(start, start + lines * group.width, lines, group.shared, some)
+            yield LineBlock(start, start + lines * group.width, lines, group.shared, some, relative)
 
 
 def register() -> None:

@@ -8,6 +8,8 @@ compute precision, adapters in fp32.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lorry.model import attention, lora
+from lorry.hardware import to_device
+from lorry.model import attention, lora, mpnet
 from lorry.model.failures import refusing
 from lorry.model.model_config import INSTEAD
 from lorry.model.packing import LINE_WIDTH, PackedLayout, TokenSequences, lay_out, split
@@ -25,6 +28,16 @@ from lorry.model.weights import load_model
 # Maximum tokens of a forward pass: on a CPU what its caches hold, on a GPU what keeps it busy.
 PASS_TOKENS = {"cpu": 4096, "cuda": 1 << 16}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Texts, ready for the encoder."""
+
+    passes: tuple[tuple[Tensor, PackedLayout], ...]
+    """Token ids [T] and layout of each forward pass."""
+    place: Tensor | None
+    """[n] place of each text among those of all passes, one after another; None for one pass."""
 
 
 class Encoder(nn.Module):
@@ -51,7 +64,9 @@ class Encoder(nn.Module):
         self.fused: list[lora.FusedProjections] = []
         self.model: Any = load_model(base, DTYPES["fp32" if master_weights else precision])
         self.packs = base.architecture.packs
-        if self.packs:
+        if self.packs and base.architecture.own_attention:
+            mpnet.pack(self.model)
+        elif self.packs:
             attention.register()
             self.model.set_attn_implementation(attention.NAME)
         self.model.to(device).eval()  # eval: the base model's own dropout stays off
@@ -151,23 +166,39 @@ class Encoder(nn.Module):
             texts: Their tokens.
             dropout: Drop inputs of the adapters at random, as a training step does where `lora_dropout` is above 0.
         """
+        return self.embed_inputs(self.inputs(texts), dropout=dropout)
+
+    def inputs(self, texts: TokenSequences) -> Inputs:
+        """Return what `embed_inputs` takes, on the device: it can be made ahead, in another thread."""
         parts = self.passes(texts.lengths)
         if len(parts) == 1:
-            return self.embed_pass(texts, dropout=dropout)
-        pieces = torch.cat([self.embed_pass(texts.take(part), dropout=dropout) for part in parts])
-        place = torch.from_numpy(np.argsort(np.concatenate(parts)))  # of each text among the pieces
-        return pieces.index_select(0, place.to(self.device))
+            return Inputs((self._pass(texts),), None)
+        place = np.argsort(np.concatenate(parts))  # of each text among the pieces
+        return Inputs(tuple(self._pass(texts.take(part)) for part in parts), to_device(place, self.device))
 
-    def embed_pass(self, texts: TokenSequences, *, dropout: bool = False) -> Tensor:
+    def embed_inputs(self, inputs: Inputs, *, dropout: bool = False) -> Tensor:
+        """Return the same as `embed`."""
+        pieces = [self._embed_pass(*one, dropout=dropout) for one in inputs.passes]
+        return pieces[0] if inputs.place is None else torch.cat(pieces).index_select(0, inputs.place)
+
+    def embed_pass(self, texts: TokenSequences) -> Tensor:
         """Return the same as `embed`, in one forward pass however long."""
-        for module in self.dropouts:
-            module.train(dropout)
+        return self._embed_pass(*self._pass(texts), dropout=False)
+
+    def _pass(self, texts: TokenSequences) -> tuple[Tensor, PackedLayout]:
+        """Return the token ids [T] of a forward pass over all these texts, and their layout."""
         # An architecture that cannot be packed gets a line per text, and few widths: each is a forward pass.
         layout = lay_out(texts.lengths, self.device, **({} if self.packs else {"line_width": 0, "width_step": 16}))
         row = np.where(layout.tokens < 0, 0, texts.ids[layout.tokens]).astype(np.int64)
-        ids_T = torch.from_numpy(row).to(self.device, non_blocking=True)
+        return to_device(row, self.device), layout
+
+    def _embed_pass(self, ids_T: Tensor, layout: PackedLayout, *, dropout: bool) -> Tensor:
+        for module in self.dropouts:
+            module.train(dropout)
+        layout = replace(layout, biases={})  # as large as the scores: they live no longer than this pass
+        lower = torch.autocast(self.device.type, DTYPES[self.precision]) if self.autocast else nullcontext()
         try:
-            with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.autocast):
+            with lower:
                 hidden_TD = self._packed(ids_T, layout) if self.packs else self._padded(ids_T, layout)
         except BaseException:
             for projections in self.fused:

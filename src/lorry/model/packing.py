@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorry.hardware import to_device
+
 LINE_WIDTH = 64  # tokens of a line that short texts share
 WIDTH_STEP = 8  # widths of all other lines are multiples of this
 
@@ -103,6 +105,8 @@ class LineGroup:
     """[lines, width] position of each token in its text."""
     shared: bool
     """Whether a line may hold several texts."""
+    mixed: bool
+    """Whether a line does, or has an empty place: known here, so that nobody has to ask the device."""
 
     @property
     def end(self) -> int:
@@ -119,6 +123,10 @@ class LineGroup:
         Returns:
             [lines, 1, 1 or width, width].
         """
+        if window is not None and self.width <= window:
+            window = None
+        if not self.mixed and not (causal and self.width > 1) and window is None:
+            return None
         if self.shared:
             hidden = self.texts[:, :, None] != self.texts[:, None, :]
             at = self.positions
@@ -128,9 +136,9 @@ class LineGroup:
         apart = at[:, :, None] - at[:, None, :]
         if causal:
             hidden = hidden | (apart < 0)
-        if window is not None and self.width > window:
+        if window is not None:
             hidden = hidden | (apart.abs() >= window)
-        return hidden[:, None] if bool(hidden.any()) else None
+        return hidden[:, None]
 
 
 @dataclass(frozen=True)
@@ -150,8 +158,8 @@ class PackedLayout:
     """[n + lines] places of each text and of each line's empty rest, in packed order: they add up to T."""
     order: Tensor
     """[n] segment of each text."""
-    biases: dict[tuple[int, bool, int | None, torch.dtype], Tensor | None] = field(default_factory=dict, repr=False)
-    """What `bias` has made for this batch: every layer asks for the same."""
+    biases: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict, repr=False)
+    """What was made of the layout in a forward pass: every layer asks for the same."""
 
     def bias(self, index: int, causal: bool, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Return what to add to the attention scores of a group so that no token sees what is hidden from it.
@@ -207,10 +215,10 @@ def lay_out(
     segment[packed_order] = np.arange(len(segments))
 
     texts_T, positions_T, starts_n, lengths_n, segments_s, order_n = (
-        torch.from_numpy(item.astype(np.int64)).to(device, non_blocking=True)
+        to_device(item.astype(np.int64), device)
         for item in (texts, positions, starts, lengths, segments[packed_order], segment[: len(lengths)])
     )
-    groups = _groups(widths[by_width], texts_T, positions_T, line_width)
+    groups = _groups(widths[by_width], texts, texts_T, positions_T, line_width)
     return PackedLayout(tokens, groups, positions_T, starts_n, lengths_n, segments_s, order_n)
 
 
@@ -238,12 +246,16 @@ def _assign(lengths: np.ndarray, line_width: int, width_step: int) -> tuple[np.n
     return line_of, at, np.array(widths, np.int64)
 
 
-def _groups(widths: np.ndarray, texts: Tensor, positions: Tensor, line_width: int) -> tuple[LineGroup, ...]:
-    """Return the groups of lines of these widths, ascending; `texts` and `positions` are [T]."""
+def _groups(
+    widths: np.ndarray, texts: np.ndarray, texts_T: Tensor, positions_T: Tensor, line_width: int
+) -> tuple[LineGroup, ...]:
+    """Return the groups of lines of these widths, ascending; `texts` [T] is what `texts_T` has on the device."""
     groups, start = [], 0
     for width, lines in zip(*(part.tolist() for part in np.unique(widths, return_counts=True)), strict=True):
         places = slice(start, start + lines * width)
-        texts_LW, positions_LW = (item[places].view(lines, width) for item in (texts, positions))
-        groups.append(LineGroup(start, lines, width, texts_LW, positions_LW, width <= line_width))
+        texts_LW, positions_LW = (item[places].view(lines, width) for item in (texts_T, positions_T))
+        here = texts[places].reshape(lines, width)
+        mixed = bool((here != here[:, :1]).any())
+        groups.append(LineGroup(start, lines, width, texts_LW, positions_LW, width <= line_width, mixed))
         start = places.stop
     return tuple(groups)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorry.data.pairs import Pairs
+from lorry.hardware import to_device
 from lorry.model.tokens import TokenizedTexts
 from lorry.training.objective import PairLabels, TeacherLabels
 
@@ -51,17 +52,14 @@ def make_batch(
     gain = pairs.gain[chosen]
     better, worse = _ordered_pairs(query, gain)
 
-    def placed(item: np.ndarray) -> Tensor:
-        return torch.from_numpy(item).to(device)
-
     labels = PairLabels(
-        query_B=placed(query),
-        text_B=placed(text),
-        gain_B=placed(gain),
-        grade_B=placed(gain / pairs.highest_gain),
-        relevant_B=placed(pairs.relevant[chosen]),
-        better_P=placed(better),
-        worse_P=placed(worse),
+        query_B=to_device(query, device),
+        text_B=to_device(text, device),
+        gain_B=to_device(gain, device),
+        grade_B=to_device(gain / pairs.highest_gain, device),
+        relevant_B=to_device(pairs.relevant[chosen], device),
+        better_P=to_device(better, device),
+        worse_P=to_device(worse, device),
         teacher=None if pairs.teacher is None else _teacher_labels(query, pairs.teacher[chosen], device),
     )
     if negatives is not None:
@@ -74,7 +72,7 @@ def make_batch(
 def _teacher_labels(query: np.ndarray, score: np.ndarray, device: torch.device) -> TeacherLabels:
     row = np.flatnonzero(~np.isnan(score))
     items = (row, score[row], *_ordered_pairs(query[row], score[row]))
-    return TeacherLabels(*(torch.from_numpy(item).to(device) for item in items))
+    return TeacherLabels(*(to_device(item, device) for item in items))
 
 
 def _ordered_pairs(query: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

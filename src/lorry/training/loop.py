@@ -25,13 +25,14 @@ from lorry.errors import UserError
 from lorry.model.embedding import embed_all
 from lorry.outputs import OutputError
 from lorry.signals import StopRequestedError
+from lorry.training.ahead import Ahead
 from lorry.training.batches import Batch, make_batch
 from lorry.training.checkpoint import COUNTERS, Checkpoint, CheckpointStore, optimizer_moments, restore_moments
 from lorry.training.memory import tokens_that_fit
 from lorry.training.mining import mine
 from lorry.training.progress import TrainingLog
 from lorry.training.selection import Best
-from lorry.training.update import Trainer
+from lorry.training.update import Parts, Trainer
 
 log = logging.getLogger("lorry")
 
@@ -102,8 +103,13 @@ def fit(
     trainer.max_tokens = (
         config.micro_batch_tokens or progress.micro_batch_tokens or tokens_that_fit(trainer.encoder, texts)
     )
+
+    def make(step: int) -> tuple[Batch, Parts]:
+        batch = make_batch(texts, pairs, sampler.batch(step), device, progress.negatives)
+        return batch, trainer.parts(batch)
+
     began = time.perf_counter() - progress.seconds
-    with training_log.running(progress.step):
+    with training_log.running(progress.step), Ahead(make) as batches:
         while not progress.stopped:
             if progress.step % sampler.steps_per_epoch == 0:
                 try:
@@ -116,11 +122,12 @@ def fit(
                     progress.stopped = True
                     _save(store, trainer, progress, training_log)
                     break
-            batch = make_batch(texts, pairs, sampler.batch(progress.step), device, progress.negatives)
+            in_epoch = (progress.step + 1) % sampler.steps_per_epoch > 0  # another epoch may have other negatives
+            batch, parts = batches.take(progress.step, more=in_epoch)
             lr = learning_rate(progress.step, sampler.steps, config)
-            loss = trainer.step(batch, progress.step, lr)
+            loss = trainer.step(batch, progress.step, lr, parts)
 
-            progress.add(batch, int(texts.lengths_of(trainer.encoded(batch)).sum()), loss)
+            progress.add(batch, parts.tokens, loss)
             progress.micro_batch_tokens = trainer.max_tokens
             progress.seconds = time.perf_counter() - began
             training_log.step(batch.pairs)

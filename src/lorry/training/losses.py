@@ -1,4 +1,8 @@
-"""The losses: pure functions of similarities and labels. `objective.py` adds them up as the option `loss` says."""
+"""The losses: pure functions of similarities and labels. `objective.py` adds them up as the option `loss` says.
+
+Which terms count is said by masks, not by indexing with them: the number of terms that a mask leaves is known to the
+device alone, and the CPU would have to wait for it.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +36,13 @@ def online_contrastive_loss(cosine_B: Tensor, relevant_B: Tensor, margin: float 
     pair. Where all pairs are of one kind, its own mean distance is the limit. As in sentence-transformers'
     OnlineContrastiveLoss.
     """
-    distance_B = 1 - cosine_B
-    near, far = distance_B[relevant_B], distance_B[~relevant_B]
-    hard_far = far[far < (near.max() if len(near) else far.mean())]
-    hard_near = near[near > (far.min() if len(far) else near.mean())]
-    return (hard_near**2).sum() + ((margin - hard_far).clamp(min=0) ** 2).sum()
+    distance_B, other_B = 1 - cosine_B, ~relevant_B
+    farthest = distance_B.masked_fill(other_B, float("-inf")).amax()
+    nearest = distance_B.masked_fill(relevant_B, float("inf")).amin()
+    mean = distance_B.mean()
+    hard_far_B = other_B & (distance_B < torch.where(relevant_B.any(), farthest, mean))
+    hard_near_B = relevant_B & (distance_B > torch.where(other_B.any(), nearest, mean))
+    return (hard_near_B * distance_B**2 + hard_far_B * (margin - distance_B).clamp(min=0) ** 2).sum()
 
 
 def infonce_loss(
@@ -60,13 +66,12 @@ def infonce_loss(
         The mean over relevant pairs; 0 where the batch has none.
     """
     scores_QN = query_QD @ text_ND.t() / temperature
-    positive_QN = torch.zeros_like(scores_QN, dtype=torch.bool)
-    positive_QN[query_B[relevant_B], text_B[relevant_B]] = True
+    times = scores_QN.new_zeros(scores_QN.numel())  # that a pair is there and relevant
+    times.index_add_(0, query_B * len(text_ND) + text_B, relevant_B.to(times.dtype))
+    positive_QN = times.view_as(scores_QN) > 0
     negative_Q = scores_QN.masked_fill(positive_QN, float("-inf")).logsumexp(1)
-    own_P = scores_QN[positive_QN]  # each relevant pair once
-    query_P = positive_QN.nonzero()[:, 0]
-    loss_P = torch.logaddexp(own_P, negative_Q[query_P]) - own_P
-    return loss_P.sum() / max(len(loss_P), 1)
+    loss_QN = torch.logaddexp(scores_QN, negative_Q[:, None]) - scores_QN
+    return loss_QN.masked_fill(~positive_QN, 0).sum() / positive_QN.sum().clamp(min=1)
 
 
 def cosent_loss(cosine_B: Tensor, gain_B: Tensor, scale: float) -> Tensor:
@@ -80,8 +85,8 @@ def cosent_loss(cosine_B: Tensor, gain_B: Tensor, scale: float) -> Tensor:
         scale: Multiplies the differences.
     """
     apart_BB = scale * (cosine_B[None, :] - cosine_B[:, None])
-    wrong_way = gain_B[:, None] > gain_B[None, :]
-    terms = apart_BB[wrong_way]
+    ordered = gain_B[:, None] <= gain_B[None, :]
+    terms = apart_BB.masked_fill(ordered, float("-inf")).flatten()
     return torch.cat([terms.new_zeros(1), terms]).logsumexp(0)
 
 

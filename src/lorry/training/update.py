@@ -13,13 +13,26 @@ from torch import Tensor
 
 from lorry.config import TrainConfig
 from lorry.errors import UserError
-from lorry.model.encoder import Encoder
+from lorry.hardware import to_device
+from lorry.model.encoder import Encoder, Inputs
 from lorry.model.tokens import TokenizedTexts
 from lorry.training.batches import Batch
 from lorry.training.memory import is_out_of_memory
 from lorry.training.objective import batch_loss
 
 log = logging.getLogger("lorry")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A batch's texts, ready for the encoder in parts of at most so many tokens."""
+
+    max_tokens: int | None
+    rows: tuple[np.ndarray, ...]
+    """[n] places of each part's texts in the batch."""
+    inputs: tuple[Inputs, ...]
+    tokens: int
+    """Of all texts."""
 
 
 @dataclass
@@ -46,14 +59,20 @@ class Trainer:
             )
         )
 
-    def step(self, batch: Batch, step: int, lr: float) -> Tensor:
+    def step(self, batch: Batch, step: int, lr: float, parts: Parts | None = None) -> Tensor:
         """Make optimizer step number `step` on a batch at this learning rate, and return the batch's loss.
+
+        Args:
+            batch: From `make_batch`.
+            step: Counted over all epochs.
+            lr: Learning rate.
+            parts: What `parts` returned for the batch, where it was made ahead.
 
         Raises:
             UserError: There is not even memory for one text at a time.
         """
         self.optimizer.param_groups[0]["lr"] = lr
-        loss = self._backward_within_memory(batch, step)
+        loss = self._backward_within_memory(batch, step, parts)
         self.accelerator.clip_grad_norm_(self.weights.values(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -63,7 +82,16 @@ class Trainer:
         """Return the rows of a batch's texts that are encoded: queries alone, where products have their embeddings."""
         return batch.rows if self.documents_TD is None else batch.rows[: batch.queries]
 
-    def backward(self, batch: Batch, step: int) -> Tensor:
+    def parts(self, batch: Batch) -> Parts:
+        """Return the parts in which a batch is encoded: one, where memory holds it."""
+        rows = self.encoded(batch)
+        lengths, limit = self.texts.lengths_of(rows), self.max_tokens
+        too_large = limit is not None and lengths.sum() > limit
+        parts = self.encoder.passes(lengths, limit) if too_large else [np.arange(len(rows))]
+        inputs = tuple(self.encoder.inputs(self.texts.take(rows[part])) for part in parts)
+        return Parts(limit, tuple(parts), inputs, int(lengths.sum()))
+
+    def backward(self, batch: Batch, step: int, parts: Parts | None = None) -> Tensor:
         """Add the gradients of the batch's loss to the adapters and return the loss.
 
         A batch of more than `max_tokens` tokens is encoded in parts: first without a graph, to get the loss and its
@@ -71,34 +99,32 @@ class Trainer:
         need this, since they compare texts of different parts.
         Gao et al. 2021 (GradCache), https://arxiv.org/abs/2101.06983
         """
-        rows = self.encoded(batch)
-        lengths = self.texts.lengths_of(rows)
-        too_large = self.max_tokens is not None and lengths.sum() > self.max_tokens
-        parts = self.encoder.passes(lengths, self.max_tokens) if too_large else []
-        if len(parts) < 2:
-            loss = self._loss(self._embed(rows, step, 0), batch)
+        if parts is None or parts.max_tokens != self.max_tokens:
+            parts = self.parts(batch)
+        if len(parts.inputs) == 1:
+            loss = self._loss(self._embed(parts, step, 0), batch)
             self.accelerator.backward(loss)
             return loss.detach()
         with torch.no_grad():
-            pieces = torch.cat([self._embed(rows[part], step, at) for at, part in enumerate(parts)])
-        embeddings_ND = torch.empty_like(pieces)
-        embeddings_ND[torch.from_numpy(np.concatenate(parts))] = pieces
+            pieces = torch.cat([self._embed(parts, step, at) for at in range(len(parts.inputs))])
+        places = [to_device(rows, self.accelerator.device) for rows in parts.rows]
+        embeddings_ND = torch.empty_like(pieces).index_copy_(0, torch.cat(places), pieces)
         embeddings_ND.requires_grad_()
         loss = self._loss(embeddings_ND, batch)
         self.accelerator.backward(loss)
         assert embeddings_ND.grad is not None
-        for at, part in enumerate(parts):
-            piece = self._embed(rows[part], step, at)
-            piece.backward(embeddings_ND.grad[torch.from_numpy(part)])  # not accelerate's: it is scaled already
+        for at, places_P in enumerate(places):
+            piece = self._embed(parts, step, at)
+            piece.backward(embeddings_ND.grad.index_select(0, places_P))  # not accelerate's: it is scaled already
         return loss.detach()
 
-    def _backward_within_memory(self, batch: Batch, step: int) -> Tensor:
+    def _backward_within_memory(self, batch: Batch, step: int, parts: Parts | None) -> Tensor:
         """Call `backward`; where memory runs out, again with parts of half the tokens, as often as it takes."""
         lengths = self.texts.lengths_of(self.encoded(batch))
         total, longest = int(lengths.sum()), int(lengths.max())
         while True:
             try:
-                return self.backward(batch, step)
+                return self.backward(batch, step, parts)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -121,11 +147,11 @@ class Trainer:
         if self.documents_TD is None:
             return batch_loss(self.config, *batch.sides(embeddings_ND), batch.labels)
         documents = torch.from_numpy(batch.rows[batch.queries :] - self.texts.queries)
-        text_ND = self.documents_TD[documents].to(embeddings_ND.device)
+        text_ND = to_device(self.documents_TD[documents].numpy(), self.accelerator.device)
         return batch_loss(self.config, embeddings_ND, text_ND, batch.labels)
 
-    def _embed(self, rows: np.ndarray, step: int, part: int) -> Tensor:
+    def _embed(self, parts: Parts, step: int, part: int) -> Tensor:
         if self.config.lora_dropout > 0:
             # The same dropout in both passes over a part, and in a run that was stopped and continued.
             torch.manual_seed(int(np.random.SeedSequence((self.config.seed, step, part)).generate_state(1)[0]))
-        return self.encoder.embed(self.texts.take(rows), dropout=True)
+        return self.encoder.embed_inputs(parts.inputs[part], dropout=True)
