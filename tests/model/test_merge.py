@@ -320,7 +320,7 @@ def test_after_full_fine_tuning_there_is_no_adapter(tiny_model, kind, precision,
     assert proof.merged_to_base < 0.999
     assert proof.reload_gap < 1e-6
     assert not (tmp_path / "adapter").exists()
-    saved = load_file(tmp_path / "model.safetensors")
+    saved = AutoModel.from_pretrained(tmp_path, dtype=torch.float32).state_dict()  # in the file names may be others
     trained = encoder.model.state_dict()
     assert all(torch.equal(weight, trained[name]) for name, weight in saved.items())
     same(SentenceTransformer(str(tmp_path)).encode(TEXTS), through_lorry(tmp_path, TEXTS))
