@@ -127,7 +127,7 @@ def test_the_failure_file_of_a_crash_names_exception_and_place(job, pairs, faili
         *(["--pretrained_model", "bundled"] if way == "docker" else []), options=failing("IndexError('of 2')")
     )
     assert done.returncode == 1
-    place = r"\(at training/loop\.py:\d+ in fit; the log has the whole traceback\)"
+    place = r"\(at training/loop\.py:\d+ in make; the log has the whole traceback\)"
     assert re.fullmatch(rf"IndexError: of 2 {place}", job.failure())
     assert "Traceback (most recent call last)" in done.stdout
 
