@@ -60,11 +60,15 @@ def make_accelerator(precision: str) -> tuple[Accelerator, str]:
 
     Args:
         precision: auto, bf16, fp16 or fp32.
+
+    Raises:
+        UserError: There is a GPU that cannot be used.
     """
     import torch
     from accelerate import Accelerator
     from torch.amp.grad_scaler import GradScaler
 
+    check_gpu()
     on_gpu = torch.cuda.is_available()
     taken = choose_precision(precision, torch.device("cuda" if on_gpu else "cpu"))
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="no" if taken == "fp32" else taken)

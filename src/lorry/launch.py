@@ -25,13 +25,11 @@ def start(config: TrainConfig, stop: Stop, command: str) -> None:
     try:
         with stop.immediately():
             gc.disable()
-            from lorry.hardware import check_gpu
             from lorry.pipeline import run
 
             gc.freeze()
             gc.enable()
             atexit.register(gc.freeze)  # at exit, too, collecting what is left takes Python seconds
-            check_gpu()
     except StopRequestedError:
         log.info("stopped before the run began; earlier checkpoints stay as they are")
         return

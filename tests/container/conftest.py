@@ -32,7 +32,6 @@ def started(root, monkeypatch):
     def start(work, *arguments, stop=Stop):
         monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(root))
         monkeypatch.setattr("sys.argv", ["train", *arguments])
-        monkeypatch.setattr("lorry.hardware.check_gpu", lambda: None)
         monkeypatch.setattr("lorry.pipeline.run", work)
         monkeypatch.setattr(train, "_stop", stop)
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
