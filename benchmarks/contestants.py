@@ -215,8 +215,9 @@ def _without_numbers(encoder: Any) -> None:
     encoder.device = torch.device("meta")
     encoder.model.to("meta")
     for projections in encoder.fused:
-        projections.weight = projections.weight.to("meta")
-        projections.bias = None if projections.bias is None else projections.bias.to("meta")
+        product = projections.product
+        product.weight = product.weight.to("meta")
+        product.bias = None if product.bias is None else product.bias.to("meta")
 
 
 def host(job: Job, stopwatch: Stopwatch) -> None:

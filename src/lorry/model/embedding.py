@@ -35,7 +35,7 @@ def embed_all(
     last = texts.queries if side == "query" else len(texts)
     out = torch.empty(last - first, encoder.width)
     lengths = texts.lengths[first:last]
-    with torch.inference_mode():
+    with torch.inference_mode(), encoder.prepared():
         for rows in encoder.split(lengths, max_texts=batch_size) if batch_size else encoder.passes(lengths):
             if stop is not None and stop.is_set():
                 raise StopRequestedError

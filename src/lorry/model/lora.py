@@ -12,7 +12,6 @@ LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Collection
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from lorry.errors import UserError
 from lorry.model.architectures import architecture_of
+from lorry.model.projections import Projections, base_of, siblings
 
 
 def find_targets(model: Any, asked: str, layers: Collection[str] | None = None) -> list[str]:
@@ -131,80 +131,33 @@ class FusedLoRA(torch.autograd.Function):
         return grad @ full if ctx.needs_input_grad[0] else None, None, None, None, *grads
 
 
-class FusedProjections:
-    """Projections of one parent that read the same input; the first call computes them all.
-
-    The outputs for the later calls are kept per thread, until they are used or `clear` is called.
-    """
-
-    def __init__(self, layers: list[Any]) -> None:
-        self.layers = layers
-        bases = [layer.get_base_layer() for layer in layers]
-        self.weight = torch.cat([base.weight.detach() for base in bases])
-        self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases])
-        self.sizes = [len(base.weight) for base in bases]
-        for base, rows in zip(bases, self.weight.split(self.sizes), strict=True):
-            base.weight.data = rows  # the same memory: fusing costs none
-        self.scales = [layer.scaling["default"] for layer in layers]
-        self.pending = _Pending()
-
-    def project(self, index: int, x: Tensor) -> Tensor:
-        """Return projection `index` of x [..., in]."""
-        pending = self.pending
-        if pending.input is not x or index not in pending.outputs:
-            pending.input, pending.outputs = x, dict(enumerate(self._all(x)))
-        output = pending.outputs.pop(index)
-        if not pending.outputs:
-            pending.input = None  # releases the graph
-        return output
-
-    def clear(self) -> None:
-        """Forget what this thread computed and did not use: a forward pass that failed must not feed the next."""
-        self.pending.input, self.pending.outputs = None, {}
-
-    def _all(self, x: Tensor) -> tuple[Tensor, ...]:
-        adapters = [
-            w for layer in self.layers for w in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
-        ]
-        flat = FusedLoRA.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias, self.scales, *adapters)
-        outputs: tuple[Tensor, ...] = flat.view(*x.shape[:-1], -1).split(self.sizes, -1)
-        return outputs
-
-
-class _Pending(threading.local):
-    """Outputs computed and not yet used, by index, and the input that they belong to; one of each per thread."""
-
-    def __init__(self) -> None:
-        self.input: Tensor | None = None
-        self.outputs: dict[int, Tensor] = {}
-
-
-def fuse(model: Any) -> list[FusedProjections]:
+def fuse(model: Any) -> list[Projections]:
     """Replace the arithmetic of every PEFT linear layer of `model` by the fused product; idempotent in effect.
 
     Returns:
         The fused projections; call their `clear` after a forward pass that raised.
     """
-    from peft.tuners.lora import Linear
-
-    query_key_value = architecture_of(model.config.model_type).query_key_value
-    siblings: dict[str, list[Any]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Linear):
-            parent, leaf = name.rpartition(".")[::2]
-            kind = "qkv" if leaf in query_key_value else leaf
-            size = module.get_base_layer().in_features
-            has_bias = module.get_base_layer().bias is not None
-            siblings.setdefault(f"{parent}.{kind}.{size}.{has_bias}", []).append(module)
-    fused = [FusedProjections(layers) for layers in siblings.values()]
-    for projections in fused:
-        for index, layer in enumerate(projections.layers):
-            layer.forward = _bound(projections, index)
-    return fused
+    adapted = [[layer for layer in layers if hasattr(layer, "lora_A")] for layers in siblings(model)]
+    return [Projections(layers, FusedProduct(layers)) for layers in adapted if layers]
 
 
-def _bound(projections: FusedProjections, index: int) -> Any:
-    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return projections.project(index, x)
+class FusedProduct:
+    """The product of several adapted projections of one input; their frozen weights are stacked, in the same memory."""
 
-    return forward
+    def __init__(self, layers: list[Any]) -> None:
+        """Stack the weights of PEFT's linear layers."""
+        self.layers = layers
+        bases = [base_of(layer) for layer in layers]
+        self.weight = torch.cat([base.weight.detach() for base in bases])
+        self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases])
+        for base, rows in zip(bases, self.weight.split([len(base.weight) for base in bases]), strict=True):
+            base.weight.data = rows  # the same memory: fusing costs none
+        self.scales = [layer.scaling["default"] for layer in layers]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return all projections [T, out] of x [T, in]."""
+        adapters = [
+            w for layer in self.layers for w in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        ]
+        out: Tensor = FusedLoRA.apply(x, self.weight, self.bias, self.scales, *adapters)
+        return out
