@@ -104,10 +104,9 @@ class FusedLoRA(torch.autograd.Function):
             [T, out].
         """
         cast = [adapter.to(weight.dtype) for adapter in adapters]
-        full, row = weight.clone(), 0
-        for a, b, scale in zip(cast[::2], cast[1::2], scales, strict=True):
-            full[row : row + len(b)].addmm_(b, a, alpha=scale)
-            row += len(b)
+        pairs = zip(cast[::2], cast[1::2], scales, strict=True)
+        rows = weight.split([len(b) for b in cast[1::2]])
+        full = _joined([row.addmm(b, a, alpha=scale) for row, (a, b, scale) in zip(rows, pairs, strict=True)])
         ctx.save_for_backward(x, full, *cast)
         ctx.scales = scales
         return torch.nn.functional.linear(x, full, bias)
@@ -116,11 +115,12 @@ class FusedLoRA(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         """Return gradients of x, A and B; the frozen weight gets none."""
         x, full, *cast = ctx.saved_tensors
-        all_a = torch.cat(cast[::2])  # [ranks, in]
+        all_a = _joined(cast[::2])  # [ranks, in]
         scaled_b = [b * scale for b, scale in zip(cast[1::2], ctx.scales, strict=True)]
         # All projections in one product each: a product of a few columns costs nearly as much as one of many, so it
         # pays to compute the blocks off the diagonal too and to leave them.
-        grad_a = ((grad @ torch.block_diag(*scaled_b)).t() @ x).float()  # [ranks, in]
+        all_b = scaled_b[0] if len(scaled_b) == 1 else torch.block_diag(*scaled_b)
+        grad_a = ((grad @ all_b).t() @ x).float()  # [ranks, in]
         crossed = (grad.t() @ (x @ all_a.t())).float()  # [out, ranks]
         grads, row, column = [], 0, 0
         for b, scale in zip(scaled_b, ctx.scales, strict=True):
@@ -129,6 +129,10 @@ class FusedLoRA(torch.autograd.Function):
             grads.append(crossed[row : row + out, column : column + rank] * scale)
             row, column = row + out, column + rank
         return grad @ full if ctx.needs_input_grad[0] else None, None, None, None, *grads
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def fuse(model: Any) -> list[Projections]:

@@ -53,10 +53,10 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.weights = self.encoder.trainable()
+        on_gpu = self.encoder.device.type == "cuda"
+        how = {"fused": on_gpu, "foreach": not on_gpu}  # fused: one kernel, which also reads the scaler's check itself
         self.optimizer = self.accelerator.prepare(
-            torch.optim.AdamW(
-                list(self.weights.values()), lr=self.config.lr, weight_decay=self.config.weight_decay, foreach=True
-            )
+            torch.optim.AdamW(self.weights.values(), lr=self.config.lr, weight_decay=self.config.weight_decay, **how)
         )
 
     def step(self, batch: Batch, step: int, lr: float, parts: Parts | None = None) -> Tensor:
