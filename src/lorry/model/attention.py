@@ -61,7 +61,7 @@ def attend(
     # Under autocast some models normalise queries and keys, not values, in fp32.
     query, key = query.to(value.dtype), key.to(value.dtype)
     attention = PackedAttention.apply if query.device.type == "cpu" else attend_with_sdpa
-    q, k, v = (item[0].transpose(0, 1) for item in (query, key, value))
+    q, k, v = (item.squeeze(0).transpose(0, 1) for item in (query, key, value))
     relative = None if relative_bias is None else relative_bias.float()  # its gradient is a long sum
     return attention(q, k, v, relative, packed_layout, scale, causal, sliding_window)[None], None
 
@@ -82,7 +82,7 @@ def attend_with_sdpa(
     """
     sizes = [group.end - group.start for group in layout.groups]
     pieces = []
-    each = zip(layout.groups, *(item.split(sizes) for item in (query, key, value)), strict=True)
+    each = zip(layout.groups, *(_split(item, sizes) for item in (query, key, value)), strict=True)
     for index, (group, *parts) in enumerate(each):
         q, k, v = (part.unflatten(0, (group.lines, group.width)).transpose(1, 2) for part in parts)
         bias = layout.bias(index, causal, window, query.dtype)
@@ -90,7 +90,11 @@ def attend_with_sdpa(
             bias = _with_relative(bias, relative, layout, index, query.dtype)
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
         pieces.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(pieces)
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def _split(item: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    return item.split(sizes) if len(sizes) > 1 else (item,)  # the gradient of a split is a copy
 
 
 def _with_relative(

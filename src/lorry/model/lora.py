@@ -12,7 +12,7 @@ LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ class FusedLoRA(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scales: list[float], *adapters: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         """Project.
 
         Args:
@@ -101,20 +101,22 @@ class FusedLoRA(torch.autograd.Function):
             *adapters: A [rank, in] and B [out_i, rank] of each projection in turn, fp32.
 
         Returns:
-            [T, out].
+            [T, out_i] of each projection, side by side in memory.
         """
         cast = [adapter.to(weight.dtype) for adapter in adapters]
         pairs = zip(cast[::2], cast[1::2], scales, strict=True)
-        rows = weight.split([len(b) for b in cast[1::2]])
+        sizes = [len(b) for b in cast[1::2]]
+        rows = weight.split(sizes)
         full = _joined([row.addmm(b, a, alpha=scale) for row, (a, b, scale) in zip(rows, pairs, strict=True)])
         ctx.save_for_backward(x, full, *cast)
         ctx.scales = scales
-        return torch.nn.functional.linear(x, full, bias)
+        return torch.nn.functional.linear(x, full, bias).split(sizes, -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *each: Tensor) -> tuple[Any, ...]:
         """Return gradients of x, A and B; the frozen weight gets none."""
         x, full, *cast = ctx.saved_tensors
+        grad = _side_by_side(each)  # [T, out]
         all_a = _joined(cast[::2])  # [ranks, in]
         scaled_b = [b * scale for b, scale in zip(cast[1::2], ctx.scales, strict=True)]
         # All projections in one product each: a product of a few columns costs nearly as much as one of many, so it
@@ -129,6 +131,20 @@ class FusedLoRA(torch.autograd.Function):
             grads.append(crossed[row : row + out, column : column + rank] * scale)
             row, column = row + out, column + rank
         return grad @ full if ctx.needs_input_grad[0] else None, None, None, None, *grads
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Return [T, n_i] as [T, sum of n]: a view where they are neighbouring columns of one tensor already."""
+    if len(parts) == 1:
+        return parts[0]
+    first, width = parts[0], sum(part.shape[1] for part in parts)
+    place, storage = first.storage_offset(), first.untyped_storage().data_ptr()
+    for part in parts:
+        here = part.untyped_storage().data_ptr(), part.stride(), part.storage_offset()
+        if here != (storage, (width, 1), place):
+            return torch.cat(list(parts), 1)
+        place += part.shape[1]
+    return first.as_strided((len(first), width), (width, 1))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -158,10 +174,10 @@ class FusedProduct:
             base.weight.data = rows  # the same memory: fusing costs none
         self.scales = [layer.scaling["default"] for layer in layers]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return all projections [T, out] of x [T, in]."""
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the projections [T, out_i] of x [T, in]."""
         adapters = [
             w for layer in self.layers for w in (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
         ]
-        out: Tensor = FusedLoRA.apply(x, self.weight, self.bias, self.scales, *adapters)
+        out: tuple[Tensor, ...] = FusedLoRA.apply(x, self.weight, self.bias, self.scales, *adapters)
         return out

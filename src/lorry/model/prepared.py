@@ -6,7 +6,7 @@ reordered as the matrix library wants them, and it applies GELU to a product whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -49,7 +49,7 @@ def prepared(model: Any, dtype: torch.dtype, device: torch.device) -> Iterator[N
                     activation.forward = _unchanged
             for layer in layers:
                 changed.enter_context(_restored(layer))
-            Projections(layers, product)
+            Projections(layers, _separated(product, [base_of(layer).out_features for layer in layers]))
         yield
 
 
@@ -72,6 +72,10 @@ def _reordered(weight: Tensor, bias: Tensor | None, activation: Any) -> Callable
         return out
 
     return product
+
+
+def _separated(product: Callable[[Tensor], Tensor], sizes: list[int]) -> Callable[[Tensor], Sequence[Tensor]]:
+    return lambda x: product(x).split(sizes, -1)
 
 
 def _unchanged(x: Tensor) -> Tensor:

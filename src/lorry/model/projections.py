@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,10 +43,9 @@ class Projections:
     The outputs for the later calls are kept per thread, until they are used or `clear` is called.
     """
 
-    def __init__(self, layers: list[Any], product: Callable[[Tensor], Tensor]) -> None:
-        """Let the layers take their outputs from `product`, which returns [T, out of all] of [T, in]."""
+    def __init__(self, layers: list[Any], product: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        """Let the layers take their outputs [T, out] from `product`, which gets [T, in]."""
         self.product = product
-        self.sizes = [base_of(layer).out_features for layer in layers]
         self.pending = _Pending()
         for index, layer in enumerate(layers):
             layer.forward = partial(self._project, index)
@@ -59,13 +58,11 @@ class Projections:
         """Return projection `index` of x [..., in]."""
         pending = self.pending
         if pending.input is not x or index not in pending.outputs:
-            flat = self.product(x.reshape(-1, x.shape[-1]))
-            outputs = flat.view(*x.shape[:-1], -1).split(self.sizes, -1)
-            pending.input, pending.outputs = x, dict(enumerate(outputs))
+            pending.input, pending.outputs = x, dict(enumerate(self.product(x.reshape(-1, x.shape[-1]))))
         output = pending.outputs.pop(index)
         if not pending.outputs:
             pending.input = None  # releases the graph
-        return output
+        return output.unflatten(0, x.shape[:-1])
 
 
 class _Pending(threading.local):
