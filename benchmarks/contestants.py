@@ -13,7 +13,6 @@ with CoSENT.
 - st_flash: the same with the attention of flash-attn, where that is installed.
 - peak: only matrix products, of sizes that occur in such a model.
 - profile: what the kernels of Lorry's training step take, and how long the device is idle.
-- host: what the CPU does in a training step on a GPU.
 """
 
 from __future__ import annotations
@@ -169,11 +168,8 @@ def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
         stopwatch.step(pairs, tokens, cost)
 
 
-def _lorry_steps(job: Job, *, meta: bool = False) -> tuple[float, Iterator[tuple[int, int]]]:
-    """Return the FLOP a token, and the pairs and tokens of step after step, each made when it is asked for.
-
-    With `meta`, tensors have shapes and no numbers: a step is what the CPU does to give a device its work.
-    """
+def _lorry_steps(job: Job) -> tuple[float, Iterator[tuple[int, int]]]:
+    """Return the FLOP a token, and the pairs and tokens of step after step, each made when it is asked for."""
     from lorry.config import TrainConfig
     from lorry.data.sampler import BatchSampler
     from lorry.hardware import make_accelerator
@@ -189,8 +185,6 @@ def _lorry_steps(job: Job, *, meta: bool = False) -> tuple[float, Iterator[tuple
     encoder.add_lora(
         rank=LORA["r"], alpha=LORA["lora_alpha"], dropout=0.0, targets=",".join(LORA["target_modules"]), seed=0
     )
-    if meta:
-        _without_numbers(encoder)
     trainer = Trainer(encoder, texts, config, accelerator)
     sampler = BatchSampler(pairs.query, job.batch_size, ENDLESS, seed=0)
 
@@ -206,45 +200,6 @@ def _lorry_steps(job: Job, *, meta: bool = False) -> tuple[float, Iterator[tuple
                 yield batch.pairs, parts.tokens
 
     return flop_per_token(encoder.model, training=True), steps()
-
-
-def _without_numbers(encoder: Any) -> None:
-    from lorry.model.encoder import PASS_TOKENS
-
-    PASS_TOKENS["meta"] = PASS_TOKENS["cuda"]
-    encoder.device = torch.device("meta")
-    encoder.model.to("meta")
-    for projections in encoder.fused:
-        product = projections.product
-        product.weight = product.weight.to("meta")
-        product.bias = None if product.bias is None else product.bias.to("meta")
-
-
-def host(job: Job, stopwatch: Stopwatch) -> None:
-    """Time what the CPU does in a training step on a GPU, and count the operations that it gives out."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Counting(TorchDispatchMode):
-        operations = 0
-
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.operations += 1
-            return function(*args, **(kwargs or {}))
-
-    _, steps = _lorry_steps(job, meta=True)
-    tell({"ready": True})
-    stopwatch.wait()
-    for _ in range(PROFILED_STEPS):
-        next(steps)
-    began = time.perf_counter()
-    for _ in range(PROFILED_STEPS):
-        next(steps)
-    seconds = time.perf_counter() - began
-    with Counting() as counted:
-        for _ in range(PROFILED_STEPS):
-            next(steps)
-    tell({"steps": PROFILED_STEPS, "seconds": seconds, "operations": counted.operations / PROFILED_STEPS})
-    stopwatch.wait()
 
 
 def profile(job: Job, stopwatch: Stopwatch) -> None:
@@ -480,7 +435,6 @@ CONTESTANTS: dict[str, Callable[[Job, Stopwatch], None]] = {
     "tokenize st": st_tokenize,
     "peak torch": peak,
     "profile lorry": profile,
-    "host lorry": host,
 }
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Parts:
 - encode: texts beside `SentenceTransformer.encode`.
 - first_step: seconds from the start of the process to the end of the first step.
 - profile: the ten kernels that take most of a training step, and how long the GPU is idle.
-- host: the time that the CPU needs to give out the operations of a step, without their arithmetic, and their number.
+- host: the operations of a step and the time in which the CPU gives them out; see step_costs.py.
 - plan: what `lorry plan` says of a run, and what that run then takes.
 
 The results file, benchmarks/results/gpu-NAME.json, is rewritten after every round. A part that fails is recorded, and
@@ -202,10 +202,15 @@ def profile(job: Job, record: dict[str, Any], output: Path) -> None:
 
 
 def host(job: Job, record: dict[str, Any], output: Path) -> None:
-    """Time the CPU's part of Lorry's training step, at every batch size."""
-    record["host"] = {}
-    for size in job.sizes:
-        _ask("host", Contest("host", job.files[0], size, {}, "bf16"), job, record)  # no scaler: it reads a number
+    """Count and time what the CPU does for a training step."""
+    size, device = min(job.sizes[0], pq.read_metadata(job.files[0]).num_rows), job.settings.device
+    command = [Path(__file__).with_name("step_costs.py"), job.files[0], "--batch_size", size, "--device", device]
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], check=False, capture_output=True, text=True, timeout=300
+    )
+    if done.returncode:
+        raise RuntimeError(f"step_costs.py: {done.stderr.strip().splitlines()[-1:]}")
+    record["host"] = {f"short, {size} pairs": json.loads(done.stdout)}
 
 
 def _ask(task: str, contest: Contest, job: Job, record: dict[str, Any]) -> None:
@@ -276,8 +281,8 @@ def _profiles(record: dict[str, Any]) -> Iterator[str]:
 
 def _lines(record: dict[str, Any]) -> Iterator[str]:
     for work, found in record.get("host", {}).items():
-        milliseconds = 1000 * found["seconds"] / found["steps"]
-        yield f"The CPU's part of a step, {work}: {milliseconds:.1f} ms for {found['operations']:,.0f} operations."
+        counted = f"{found['operations']:,} operations, {found['launches']:,} of them no views"
+        yield f"The CPU's part of a step, {work}: {found['host_milliseconds']:.1f} ms for {counted}."
     if "plan" in record:
         yield f"Planned: {record['plan']['planned']}; measured: {record['plan']['measured_seconds']:.0f} s."
     yield from record.get("tests", [])

@@ -29,7 +29,7 @@ def profiled(job, record, output):
 
 
 def measured(job, record, output):
-    record["host"] = {"short": {"steps": 2, "seconds": 0.1, "operations": 1500}}
+    record["host"] = {"short": {"operations": 1500, "launches": 600, "host_milliseconds": 12.34}}
     record["plan"] = {"planned": "2 min 05 s", "measured_seconds": 130.2}
 
 
@@ -45,7 +45,7 @@ def test_a_part_that_fails_is_named_and_the_others_count(run):
     assert "short: 50.0 ms a step, idle 25% of it." in printed
     assert "| gemm | 67% |" in printed
     assert "Planned: 2 min 05 s; measured: 130 s." in printed
-    assert "The CPU's part of a step, short: 50.0 ms for 1,500 operations." in printed
+    assert "The CPU's part of a step, short: 12.3 ms for 1,500 operations, 600 of them no views." in printed
 
 
 def test_where_all_goes_well_the_exit_code_says_so(run):

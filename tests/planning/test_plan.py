@@ -121,7 +121,7 @@ def encoder_of(folder, rank=0):
 
 
 def test_the_products_of_a_known_model_counted_by_hand(tiny_model):
-    products = cost.products_of(encoder_of(tiny_model("bert"), rank=8).model)
+    products = cost.cost_of(encoder_of(tiny_model("bert"), rank=8).model)
     # two layers of query, key, value, output (32 x 32) and the two of the feed-forward network (32 x 64)
     assert products.frozen == 2 * (4 * 32 * 32 + 2 * 32 * 64)
     # of rank 8, on all of them: as many rows of the input's width and columns of the output's
@@ -139,18 +139,44 @@ def test_the_products_are_those_that_torch_counts(kind, tiny_model):
         text = TokenSequences(np.arange(5, 5 + length), np.array([length]))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             encoder.embed(text)
-        expected = cost.products_of(encoder.model).encoding(Tokens(length, length**2))
+        expected = cost.cost_of(encoder.model).encoding(Tokens(length, length**2))
         assert expected == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
+T4 = next(each for each in cost.INSTANCES if each.gpu == "T4")
+MODEL = cost.ModelCost(frozen=1_000_000, adapters=0, attention=0, layers=10, width=100)
+
+
+def test_a_step_takes_what_its_products_and_its_memory_traffic_take():
+    step = Tokens(1_000_000, 0)
+    products = 4e12 / (T4.peak * cost.PRODUCTS_REACH)
+    traffic = cost.STEP_BYTES * 10 * 100 * 1_000_000 / (T4.bandwidth * cost.MEMORY_REACH)
+    assert cost.seconds(T4, MODEL, [step], Tokens(0, 0)) == pytest.approx(products + traffic)
+    assert cost.seconds(T4, MODEL, [step] * 3, Tokens(0, 0)) == pytest.approx(3 * (products + traffic))
+    evaluation = 2e12 / (T4.peak * cost.PRODUCTS_REACH) + traffic * cost.ENCODING_BYTES / cost.STEP_BYTES
+    assert cost.seconds(T4, MODEL, [], step) == pytest.approx(evaluation)
+
+
+def test_a_small_step_takes_what_the_host_takes():
+    host = (cost.STEP_MILLISECONDS + 10 * cost.LAYER_MILLISECONDS) / 1000
+    assert cost.seconds(T4, MODEL, [Tokens(10, 100)] * 7, Tokens(0, 0)) == pytest.approx(7 * host)
+
+
 def test_the_price_is_hours_times_the_hourly_price():
-    [instance] = [each for each in cost.INSTANCES if each.name == "ml.g4dn.xlarge"]
-    hour = 3600 * instance.peak * cost.REACHED  # as many operations as the GPU is taken to do in one
-    assert cost.hours(instance, 2 * hour) == pytest.approx(2 + cost.STARTUP_MINUTES / 60)
-    dear = dataclasses.replace(instance, price=100.0)
-    assert cost.dollars(dear, 2 * hour) == pytest.approx(200 + 100 * cost.STARTUP_MINUTES / 60)
-    [row] = [line for line in prices(2 * hour).splitlines() if line.startswith("ml.g4dn.xlarge")]
-    assert row.split() == ["ml.g4dn.xlarge", "T4", "65", "TFLOP/s", "fp16", "2", "h", "05", "min", "$1.53"]
+    dear = dataclasses.replace(T4, price=100.0)
+    assert cost.dollars(dear, 7200) == pytest.approx(200 + 100 * cost.STARTUP_MINUTES / 60)
+    [row] = [line for line in prices({T4: 7200.0}, 7200 * 6.5e12, []).splitlines() if line.startswith("ml.g4dn.xlarge")]
+    assert row.split() == ["ml.g4dn.xlarge", "T4", "2", "h", "05", "min", "10%", "of", "65", "TFLOP/s", "fp16", "$1.53"]
+
+
+def test_where_the_gpu_is_here_its_instance_takes_the_time_seen_here(place, monkeypatch):
+    _, options = place
+    monkeypatch.setattr("lorry.planning.plan.environment", lambda *_: {"device": "Tesla T4", "precision": "fp16"})
+    planned = lorry("plan", **options).output
+    assert "but the time on the T4 is what was seen here" in planned
+    [row] = [line for line in planned.splitlines() if line.startswith("ml.g4dn.xlarge")]
+    seen = number(r"time here +(\d+) s", planned)
+    assert number(r"T4 +5 min (\d+) s", row) == pytest.approx(seen, abs=1)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,8 @@ class FusedLoRA(torch.autograd.Function):
         full = _joined([row.addmm(b, a, alpha=scale) for row, (a, b, scale) in zip(rows, pairs, strict=True)])
         ctx.save_for_backward(x, full, *cast)
         ctx.scales = scales
-        return torch.nn.functional.linear(x, full, bias).split(sizes, -1)
+        outputs: tuple[Tensor, ...] = torch.nn.functional.linear(x, full, bias).split(sizes, -1)
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *each: Tensor) -> tuple[Any, ...]:

@@ -39,8 +39,8 @@ def prepared(model: Any, dtype: torch.dtype, device: torch.device) -> Iterator[N
                 continue  # nothing to gain
             weight = torch.cat([_merged(layer, dtype) for layer in layers])
             biases = [base_of(layer).bias for layer in layers]
-            bias = None if biases[0] is None else torch.cat(biases).detach().to(dtype)
-            product = partial(functional.linear, weight=weight, bias=bias)
+            bias = None if biases[0] is None else torch.cat(tuple(biases)).to(dtype)
+            product: Callable[[Tensor], Tensor] = partial(functional.linear, weight=weight, bias=bias)
             if on_cpu:
                 activation = activations.get(layers[0])
                 product = _reordered(weight, bias, activation)
@@ -63,7 +63,7 @@ def _merged(layer: Any, dtype: torch.dtype) -> Tensor:
 
 
 def _reordered(weight: Tensor, bias: Tensor | None, activation: Any) -> Callable[[Tensor], Tensor]:
-    """Return the function from [T, in] to [T, out], activation included, with the operations that torch.compile uses."""
+    """Return the function from [T, in] to [T, out], activation included, by operations of torch.compile."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)
     attr, algorithm = ("none", "") if activation is None else ("gelu", _GELU[type(activation).__name__])
 
@@ -82,9 +82,9 @@ def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
-def _activations(model: Any) -> dict[nn.Module, nn.Module]:
+def _activations(model: Any) -> dict[nn.Module, Any]:
     """Return the GELU that follows a linear layer, and nothing else does, by that layer."""
-    found = {}
+    found: dict[nn.Module, Any] = {}
     for module in model.modules():
         for layer, activation in _ACTIVATED:
             after = getattr(module, activation, None)

@@ -1,18 +1,30 @@
-"""How many operations a run takes, and what these come to in hours and dollars on instances one can rent.
+"""What a run takes: operations and memory traffic, and what these come to in hours and dollars on instances to rent.
 
-Arithmetic only: nothing is run here. `ASSUMPTIONS` states what it rests on besides the model and the tokens.
+Arithmetic only: nothing is run here. A step takes as long as the slower of two: the GPU, whose matrix products are
+limited by its arithmetic and whose other kernels by its memory, and the host, which gives out the operations. What the
+model of a GPU rests on is in `assumptions`; benchmarks/step_costs.py counts and times its terms.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-# No GPU was timed; small matrices leave large parts of one idle, hence a low share.
-REACHED = 0.1
 STARTUP_MINUTES = 5.0
+# Shares of the data sheet's figures that kernels are taken to reach: no GPU was timed. A T4 slows down under load, to
+# keep to 70 W (Jia et al. 2019, https://arxiv.org/abs/1903.07486), and the matrices of small encoders are narrow.
+PRODUCTS_REACH = 0.4
+MEMORY_REACH = 0.7
+# Bytes that a step, and encoding, read and write for every token in all that is no matrix product: so many for each
+# layer and each number of the hidden state.
+STEP_BYTES = 150
+ENCODING_BYTES = 58
+# Milliseconds in which a host gives out a step: for what is outside of the layers, and for each layer.
+STEP_MILLISECONDS = 5.0
+LAYER_MILLISECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -25,24 +37,21 @@ class Instance:
     """What `--precision auto` takes there."""
     peak: float
     """FLOP/s of dense matrix products in that precision."""
+    bandwidth: float
+    """Bytes/s of the GPU's memory."""
     price: float
     """US dollars an hour."""
 
 
-# Peaks are NVIDIA's, dense (data sheets also print twice as much, with sparsity): T4 65; A10G 70, less than the A10's
-# 125; L4 121. Prices are second-hand, from public repositories that recorded AWS's Price List API: g5 and g6 hosting
-# in us-east-1 (30 July 2026), g4dn notebooks in us-west-2 (September 2026), where g5 and g6 cost the same. Training is
-# taken to cost what these do.
+# Peaks and bandwidths are NVIDIA's, peaks dense (data sheets also print twice as much, with sparsity): T4 65; A10G 70,
+# less than the A10's 125; L4 121. Prices are second-hand, from public repositories that recorded AWS's Price List API:
+# g5 and g6 hosting in us-east-1 (30 July 2026), g4dn notebooks in us-west-2 (September 2026), where g5 and g6 cost the
+# same. Training is taken to cost what these do.
 PRICES_FROM = "July 2026"
 INSTANCES = (
-    Instance("ml.g4dn.xlarge", "T4", "fp16", 65e12, 0.7364),
-    Instance("ml.g5.xlarge", "A10G", "bf16", 70e12, 1.408),
-    Instance("ml.g6.xlarge", "L4", "bf16", 121e12, 1.1267),
-)
-ASSUMPTIONS = (
-    f"matrix products reach {REACHED:.0%} of the GPU's dense peak, a cautious guess: Lorry was not timed on these GPUs",
-    f"{STARTUP_MINUTES:.0f} minutes to load the image, read the pairs and write the report, billed like the rest",
-    f"on-demand prices of SageMaker training in us-east-1, {PRICES_FROM}, billed by the second; storage not counted",
+    Instance("ml.g4dn.xlarge", "T4", "fp16", 65e12, 320e9, 0.7364),
+    Instance("ml.g5.xlarge", "A10G", "bf16", 70e12, 600e9, 1.408),
+    Instance("ml.g6.xlarge", "L4", "bf16", 121e12, 300e9, 1.1267),
 )
 
 
@@ -63,8 +72,8 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Products:
-    """The matrix products of a model, in numbers that each token is multiplied by once."""
+class ModelCost:
+    """What a model takes for each token."""
 
     frozen: int
     """Weights of the linear layers that are not trained."""
@@ -72,10 +81,25 @@ class Products:
     """Weights of the LoRA adapters."""
     attention: int
     """Numbers in a token's queries, over all layers: each is multiplied by every key of its text; values likewise."""
+    layers: int
+    width: int
+    """Numbers of a token's hidden state."""
 
     def encoding(self, tokens: Tokens) -> float:
         """Return the FLOP of a forward pass."""
         return 2.0 * (self.frozen + self.adapters) * tokens.count + 4.0 * self.attention * tokens.squares
+
+    def encoding_bytes(self, tokens: Tokens) -> float:
+        """Return the bytes that a forward pass reads and writes beside its matrix products."""
+        return float(ENCODING_BYTES * self.layers * self.width * tokens.count)
+
+    def training_bytes(self, tokens: Tokens) -> float:
+        """Return the bytes that a forward and a backward pass read and write beside their matrix products."""
+        return float(STEP_BYTES * self.layers * self.width * tokens.count)
+
+    def host_seconds(self) -> float:
+        """Return the seconds in which a host gives out the operations of a step."""
+        return (STEP_MILLISECONDS + LAYER_MILLISECONDS * self.layers) / 1000
 
     def training(self, tokens: Tokens) -> float:
         """Return the FLOP of a forward and a backward pass.
@@ -85,7 +109,7 @@ class Products:
         return (4.0 * self.frozen + 6.0 * self.adapters) * tokens.count + 12.0 * self.attention * tokens.squares
 
 
-def products_of(model: Any) -> Products:
+def cost_of(model: Any) -> ModelCost:
     """Count the matrix products of a transformers model from its linear layers; what is not frozen is an adapter.
 
     A pooler is left out: it sees one token a text, and embeddings do not come from it. Where layers look at no more
@@ -95,18 +119,34 @@ def products_of(model: Any) -> Products:
     weights = [layer.weight for name, layer in layers if "pooler" not in name]
     config = model.config
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Products(
+    return ModelCost(
         frozen=sum(weight.numel() for weight in weights if not weight.requires_grad),
         adapters=sum(weight.numel() for weight in weights if weight.requires_grad),
         attention=config.num_hidden_layers * config.num_attention_heads * head,
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
     )
 
 
-def hours(instance: Instance, flop: float) -> float:
-    """Return the hours that a job of `flop` operations is billed for."""
-    return STARTUP_MINUTES / 60 + flop / (instance.peak * REACHED) / 3600
+def seconds(instance: Instance, model: ModelCost, steps: Sequence[Tokens], evaluation: Tokens) -> float:
+    """Return the seconds that an instance is taken to need for these steps and for what is encoded beside them."""
+    arithmetic, memory = instance.peak * PRODUCTS_REACH, instance.bandwidth * MEMORY_REACH
+    host = model.host_seconds()
+    training = sum(max(model.training(step) / arithmetic + model.training_bytes(step) / memory, host) for step in steps)
+    return training + model.encoding(evaluation) / arithmetic + model.encoding_bytes(evaluation) / memory
 
 
-def dollars(instance: Instance, flop: float) -> float:
-    """Return what a job of `flop` operations costs."""
-    return hours(instance, flop) * instance.price
+def dollars(instance: Instance, seconds: float) -> float:
+    """Return what a job of so many seconds costs, its start included."""
+    return (seconds / 3600 + STARTUP_MINUTES / 60) * instance.price
+
+
+def assumptions(model: ModelCost) -> list[str]:
+    """Return what times and prices rest on besides the model and the tokens."""
+    return [
+        f"Lorry was not timed on these GPUs: matrix products are taken to reach {PRODUCTS_REACH:.0%} of the dense "
+        f"peak, all else {MEMORY_REACH:.0%} of the memory's bandwidth",
+        f"the host gives out a step in {1000 * model.host_seconds():.0f} ms, and no step takes less",
+        f"{STARTUP_MINUTES:.0f} minutes to load the image, read the pairs and write the report, billed like the rest",
+        f"on-demand prices of SageMaker training in us-east-1, {PRICES_FROM}, billed by the second; no storage",
+    ]

@@ -7,7 +7,7 @@ timed. Nothing is kept but the cache of tokens, which the run will find.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -43,8 +43,8 @@ def plan(config: TrainConfig) -> str:
     per_step = count_steps(setup)
     training, evaluation = sum(per_step, Tokens(0, 0)), count_evaluation(setup.texts, config)
     seconds = training.count * _time_steps(setup, per_step), evaluation.count * _time_evaluation(setup)
-    products, facts = cost.products_of(encoder.model), environment(encoder.device, encoder.precision)
-    each, whole = products.encoding(Tokens(1, 0)), products.training(training) + products.encoding(evaluation)
+    model, facts = cost.cost_of(encoder.model), environment(encoder.device, encoder.precision)
+    each, whole = model.encoding(Tokens(1, 0)), model.training(training) + model.encoding(evaluation)
     largest = max(step.count for step in per_step)
     rows = {
         "steps": f"{sampler.steps:,} ({config.epochs} x {sampler.steps_per_epoch:,}, {config.batch_size} pairs each)",
@@ -54,7 +54,13 @@ def plan(config: TrainConfig) -> str:
         "time here": f"{duration(sum(seconds))}: training {duration(seconds[0])}, evaluation {duration(seconds[1])} "
         f"({facts['device']}, {facts['precision']})",
     }
-    return "\n".join(["", *(f"{name:<12}{text}" for name, text in rows.items()), "", prices(whole)])
+    times = {instance: cost.seconds(instance, model, per_step, evaluation) for instance in cost.INSTANCES}
+    assumed = cost.assumptions(model)
+    for instance in cost.INSTANCES:
+        if instance.gpu == facts["device"].split()[-1]:
+            times[instance] = sum(seconds)
+            assumed.append(f"but the time on the {instance.gpu} is what was seen here")
+    return "\n".join(["", *(f"{name:<12}{text}" for name, text in rows.items()), "", prices(times, whole, assumed)])
 
 
 def count_steps(setup: TrainingSetup) -> list[Tokens]:
@@ -96,16 +102,17 @@ def count_evaluation(texts: dict[str, TokenizedTexts], config: TrainConfig) -> T
     return counted
 
 
-def prices(flop: float) -> str:
-    """Return the table of instances for a job of `flop` operations, and what it assumes."""
-    rows = [("instance", "GPU", "dense peak", "time", "cost")]
-    for instance in cost.INSTANCES:
-        peak = f"{instance.peak / 1e12:.0f} TFLOP/s {instance.precision}"
-        time_there = duration(3600 * cost.hours(instance, flop))
-        rows.append((instance.name, instance.gpu, peak, time_there, f"${cost.dollars(instance, flop):.2f}"))
+def prices(times: Mapping[cost.Instance, float], flop: float, assumed: Sequence[str]) -> str:
+    """Return the table of instances for a job of `flop` operations that takes so many seconds, and what it assumes."""
+    rows = [("instance", "GPU", "time", "share of peak", "cost")]
+    for instance, seconds in times.items():
+        share = flop / (seconds * instance.peak)
+        peak = f"{share:.0%} of {instance.peak / 1e12:.0f} TFLOP/s {instance.precision}"
+        whole = duration(seconds + 60 * cost.STARTUP_MINUTES)
+        rows.append((instance.name, instance.gpu, whole, peak, f"${cost.dollars(instance, seconds):.2f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, "assumed:", *(f"- {line}" for line in cost.ASSUMPTIONS)])
+    return "\n".join([*lines, "assumed:", *(f"- {line}" for line in assumed)])
 
 
 def _time_steps(setup: TrainingSetup, per_step: Sequence[Tokens]) -> float:

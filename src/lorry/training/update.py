@@ -54,9 +54,14 @@ class Trainer:
     def __post_init__(self) -> None:
         self.weights = self.encoder.trainable()
         on_gpu = self.encoder.device.type == "cuda"
-        how = {"fused": on_gpu, "foreach": not on_gpu}  # fused: one kernel, which also reads the scaler's check itself
         self.optimizer = self.accelerator.prepare(
-            torch.optim.AdamW(self.weights.values(), lr=self.config.lr, weight_decay=self.config.weight_decay, **how)
+            torch.optim.AdamW(
+                self.weights.values(),
+                lr=self.config.lr,
+                weight_decay=self.config.weight_decay,
+                foreach=not on_gpu,
+                fused=on_gpu,  # one kernel, which also reads whether the scaler found the gradients finite
+            )
         )
 
     def step(self, batch: Batch, step: int, lr: float, parts: Parts | None = None) -> Tensor:
