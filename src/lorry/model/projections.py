@@ -59,10 +59,10 @@ class Projections:
         pending = self.pending
         if pending.input is not x or index not in pending.outputs:
             pending.input, pending.outputs = x, dict(enumerate(self.product(x.reshape(-1, x.shape[-1]))))
-        output = pending.outputs.pop(index)
+        output: Tensor = pending.outputs.pop(index)
         if not pending.outputs:
             pending.input = None  # releases the graph
-        return output.unflatten(0, x.shape[:-1])
+        return output.view(*x.shape[:-1], -1)
 
 
 class _Pending(threading.local):
