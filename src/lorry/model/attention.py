@@ -60,7 +60,8 @@ def attend(
         key, value = (item.repeat_interleave(groups, dim=1) for item in (key, value))
     # Under autocast some models normalise queries and keys, not values, in fp32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    attention = PackedAttention.apply if query.device.type == "cpu" else attend_with_sdpa
+    own = query.device.type == "cpu" and not torch.is_inference_mode_enabled()
+    attention = PackedAttention.apply if own else attend_with_sdpa
     q, k, v = (item.squeeze(0).transpose(0, 1) for item in (query, key, value))
     relative = None if relative_bias is None else relative_bias.float()  # its gradient is a long sum
     return attention(q, k, v, relative, packed_layout, scale, causal, sliding_window)[None], None
@@ -78,7 +79,8 @@ def attend_with_sdpa(
 ) -> Tensor:
     """Return the same as `PackedAttention`, through PyTorch's own kernels: [T, heads, width].
 
-    For GPUs: the memory-efficient kernel takes a mask in fp16 and bf16 and runs on every capability from 5.0 on.
+    For GPUs, where the memory-efficient kernel takes a mask in fp16 and bf16 and runs on every capability from 5.0 on,
+    and for encoding on CPUs, where PyTorch's kernel is the faster one.
     """
     sizes = [group.end - group.start for group in layout.groups]
     pieces = []
@@ -116,7 +118,7 @@ def _by_place(relative_HR: Tensor, width: int) -> Tensor:
 
 
 class PackedAttention(torch.autograd.Function):
-    """softmax(scale * Q K^T) V in every line, as one node of the graph, for CPUs.
+    """softmax(scale * Q K^T) V in every line, as one node of the graph, for training on CPUs.
 
     Scores are made and used a few lines at a time, so that they stay in the processor's caches. The backward pass makes
     those of wide lines again: kept, they would take more memory than anything else.
