@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lorry.errors import UserError
 from lorry.model.architectures import architecture_of
-from lorry.model.projections import Projections, base_of, siblings
+from lorry.model.projections import Projections, base_of, linear, siblings
 
 
 def find_targets(model: Any, asked: str, layers: Collection[str] | None = None) -> list[str]:
@@ -110,7 +110,7 @@ class FusedLoRA(torch.autograd.Function):
         full = _joined([row.addmm(b, a, alpha=scale) for row, (a, b, scale) in zip(rows, pairs, strict=True)])
         ctx.save_for_backward(x, full, *cast)
         ctx.scales = scales
-        outputs: tuple[Tensor, ...] = torch.nn.functional.linear(x, full, bias).split(sizes, -1)
+        outputs: tuple[Tensor, ...] = linear(x, full, bias).split(sizes, -1)
         return outputs
 
     @staticmethod

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lorry.model.projections import Projections, base_of, siblings
+from lorry.model.projections import Projections, base_of, by_onednn, siblings
 
 # Attributes of a module with a linear layer and the activation that follows it: BERT and its kin, DistilBERT.
 _ACTIVATED = (("dense", "intermediate_act_fn"), ("lin1", "activation"))
@@ -31,17 +31,17 @@ def prepared(model: Any, dtype: torch.dtype, device: torch.device) -> Iterator[N
         dtype: Of the products.
         device: Where the model is.
     """
-    on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available()
-    activations = _activations(model) if on_cpu else {}
+    reorder = by_onednn(device, dtype)
+    activations = _activations(model) if reorder else {}
     with ExitStack() as changed, torch.no_grad():
         for layers in siblings(model):
-            if not on_cpu and not any(hasattr(layer, "lora_A") for layer in layers):
+            if not reorder and not any(hasattr(layer, "lora_A") for layer in layers):
                 continue  # nothing to gain
             weight = torch.cat([_merged(layer, dtype) for layer in layers])
             biases = [base_of(layer).bias for layer in layers]
             bias = None if biases[0] is None else torch.cat(tuple(biases)).to(dtype)
             product: Callable[[Tensor], Tensor] = partial(functional.linear, weight=weight, bias=bias)
-            if on_cpu:
+            if reorder:
                 activation = activations.get(layers[0])
                 product = _reordered(weight, bias, activation)
                 if activation is not None:

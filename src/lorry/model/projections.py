@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lorry.model.architectures import architecture_of
 
@@ -35,6 +37,32 @@ def base_of(layer: Any) -> nn.Linear:
     """Return the linear layer inside an adapter, or the layer itself."""
     base: nn.Linear = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
     return base
+
+
+def by_onednn(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether oneDNN computes linear layers here, by the operations that torch.compile uses."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    supported: dict[torch.dtype, Callable[[], bool]] = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+        torch.float32: lambda: True,
+    }
+    return bool(supported[dtype]())
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W^T + b; in bf16 on CPUs oneDNN adds b within the product, where PyTorch first fills the result with it.
+
+    Args:
+        x: [T, in].
+        weight: [out, in].
+        bias: [out] or None.
+    """
+    if bias is not None and x.dtype == torch.bfloat16 and by_onednn(x.device, x.dtype):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return out
+    return functional.linear(x, weight, bias)
 
 
 class Projections:
