@@ -14,7 +14,8 @@ from torch import Tensor
 from lorry.config import TrainConfig
 from lorry.errors import UserError
 from lorry.hardware import to_device
-from lorry.model.encoder import Encoder, Inputs
+from lorry.model.encoder import Encoder, Hidden, Inputs
+from lorry.model.graphs import MAX_PLACES, PassGraphs
 from lorry.model.tokens import TokenizedTexts
 from lorry.training.batches import Batch
 from lorry.training.memory import is_out_of_memory
@@ -50,9 +51,13 @@ class Trainer:
     weights: dict[str, torch.nn.Parameter] = field(init=False)
     """The adapters by name, fp32."""
     optimizer: AcceleratedOptimizer = field(init=False)
+    graphs: PassGraphs | None = field(init=False, default=None)
+    """For batches that are encoded in one pass; None where passes are launched operation by operation."""
 
     def __post_init__(self) -> None:
         self.weights = self.encoder.trainable()
+        if self.config.cuda_graphs:
+            self.graphs = PassGraphs.of(self.encoder)
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(
                 list(self.weights.values()), lr=self.config.lr, weight_decay=self.config.weight_decay, foreach=True
@@ -88,7 +93,8 @@ class Trainer:
         lengths, limit = self.texts.lengths_of(rows), self.max_tokens
         too_large = limit is not None and lengths.sum() > limit
         parts = self.encoder.passes(lengths, limit) if too_large else [np.arange(len(rows))]
-        inputs = tuple(self.encoder.inputs(self.texts.take(rows[part])) for part in parts)
+        spare_lines = self.graphs is not None and len(parts) == 1 and int(lengths.sum()) <= MAX_PLACES
+        inputs = tuple(self.encoder.inputs(self.texts.take(rows[part]), spare_lines=spare_lines) for part in parts)
         return Parts(limit, tuple(parts), inputs, int(lengths.sum()))
 
     def backward(self, batch: Batch, step: int, parts: Parts | None = None) -> Tensor:
@@ -102,7 +108,7 @@ class Trainer:
         if parts is None or parts.max_tokens != self.max_tokens:
             parts = self.parts(batch)
         if len(parts.inputs) == 1:
-            loss = self._loss(self._embed(parts, step, 0), batch)
+            loss = self._loss(self._embed(parts, step, 0, self.graphs), batch)
             self.accelerator.backward(loss)
             return loss.detach()
         with torch.no_grad():
@@ -136,6 +142,7 @@ class Trainer:
                 )
             for weight in self.weights.values():
                 weight.grad = None  # what the parts before have left
+            self.graphs = None  # their memory is needed
             if self.encoder.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.max_tokens = max(tokens // 2, longest)
@@ -150,8 +157,8 @@ class Trainer:
         text_ND = to_device(self.documents_TD[documents].numpy(), self.accelerator.device)
         return batch_loss(self.config, embeddings_ND, text_ND, batch.labels)
 
-    def _embed(self, parts: Parts, step: int, part: int) -> Tensor:
+    def _embed(self, parts: Parts, step: int, part: int, hidden: Hidden | None = None) -> Tensor:
         if self.config.lora_dropout > 0:
             # The same dropout in both passes over a part, and in a run that was stopped and continued.
             torch.manual_seed(int(np.random.SeedSequence((self.config.seed, step, part)).generate_state(1)[0]))
-        return self.encoder.embed_inputs(parts.inputs[part], dropout=True)
+        return self.encoder.embed_inputs(parts.inputs[part], dropout=True, hidden=hidden)
