@@ -12,6 +12,7 @@ batch in one pass does so, one in parts does not (see `update.py`).
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ from lorry.model.packing import PackedLayout
 log = logging.getLogger("lorry")
 
 MAX_GRAPHS = 16  # each keeps its gradients and its output
-MAX_PLACES = 1 << 14  # of a pass: a larger one takes the GPU longer than the CPU takes to launch it
+MAX_PLACES = 1 << 15  # of a pass: a larger one takes the GPU longer than the CPU takes to launch it
 
 
 class PassGraphs:
@@ -49,10 +50,12 @@ class PassGraphs:
     @classmethod
     def of(cls, encoder: Encoder) -> PassGraphs | None:
         """Return graphs for the encoder's passes, or None, with a warning, where there can be none."""
-        if encoder.device.type == "cuda" and encoder.packs:
+        if encoder.device.type != "cuda":
+            reason = "there is no GPU"
+        elif not encoder.packs:
+            reason = f"{encoder.base.model_type} models cannot be packed"
+        else:
             return cls(encoder.hidden, encoder.trainable().values())
-        no_gpu = encoder.device.type != "cuda"
-        reason = "there is no GPU" if no_gpu else f"{encoder.base.model_type} models cannot be packed"
         log.warning("cuda_graphs has no effect: %s", reason)
         return None
 
@@ -66,6 +69,18 @@ class PassGraphs:
         hidden_TD: Tensor = self._hidden(ids_T, layout) if graph is None else graph(*places)
         return hidden_TD
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a shape has a graph."""
+        return bool(self._graphs)
+
+    def give_up(self, reason: str) -> None:
+        """Free the memory of all graphs, and say why; nothing is captured from now on."""
+        log.warning("training goes on without CUDA graphs: %s", reason)
+        self._left = 0
+        self._graphs.clear()
+        gc.collect()  # PyTorch's graphs refer to themselves
+
     def _capture(self, places: tuple[Tensor, ...], layout: PackedLayout) -> None:
         samples = tuple(item.clone() for item in places)  # the graph reads from these
         try:
@@ -77,9 +92,7 @@ class PassGraphs:
             self._left -= 1
         except Exception as error:  # of whatever kind: training can do without
             reason = str(error).split("\n", maxsplit=1)[0]
-            log.warning("training goes on without CUDA graphs, since one could not be captured: %s", reason)
-            self._graphs.clear()
-            self._left = 0
+            self.give_up(f"one could not be captured: {reason}")
 
 
 class _Pass(nn.Module):

@@ -125,7 +125,7 @@ class Trainer:
         return loss.detach()
 
     def _backward_within_memory(self, batch: Batch, step: int, parts: Parts | None) -> Tensor:
-        """Call `backward`; where memory runs out, again with parts of half the tokens, as often as it takes."""
+        """Call `backward`; where memory runs out, again without graphs, then with parts of half the tokens."""
         lengths = self.texts.lengths_of(self.encoded(batch))
         total, longest = int(lengths.sum()), int(lengths.max())
         while True:
@@ -134,21 +134,28 @@ class Trainer:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+            if self.graphs is not None and self.graphs.in_use:
+                self.graphs.give_up("out of memory")
+                self._forget_gradients()
+                continue
             tokens = total if self.max_tokens is None else min(self.max_tokens, total)
             if tokens <= longest:
                 raise UserError(
                     f"there is not enough memory for one text of {longest} tokens",
                     "Lower max_length, or take a smaller model.",
                 )
-            for weight in self.weights.values():
-                weight.grad = None  # what the parts before have left
-            self.graphs = None  # their memory is needed
-            if self.encoder.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._forget_gradients()
             self.max_tokens = max(tokens // 2, longest)
             log.warning(
                 "out of memory with %d tokens in a forward pass: from now on at most %d", tokens, self.max_tokens
             )
+
+    def _forget_gradients(self) -> None:
+        """Free what a batch, or parts of it, have left when memory ran out."""
+        for weight in self.weights.values():
+            weight.grad = None
+        if self.encoder.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _loss(self, embeddings_ND: Tensor, batch: Batch) -> Tensor:
         if self.documents_TD is None:
