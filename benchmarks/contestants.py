@@ -8,6 +8,7 @@ texts) and prints what it did. All train the same adapters (rank 8, alpha 32, on
 with CoSENT.
 
 - lorry: the project's own training step, encoder and tokeniser.
+- lorry_graphs: the same with cuda_graphs.
 - st: sentence-transformers with PEFT, used as its documentation shows.
 - post: the training loop of the blog post that Lorry began from, reimplemented: both sides padded to 240 tokens.
 - st_flash: the same with the attention of flash-attn, where that is installed.
@@ -168,7 +169,16 @@ def lorry_train(job: Job, stopwatch: Stopwatch) -> None:
         stopwatch.step(pairs, tokens, cost)
 
 
-def _lorry_steps(job: Job) -> tuple[float, Iterator[tuple[int, int]]]:
+def lorry_graphs_train(job: Job, stopwatch: Stopwatch) -> None:
+    """Train with Lorry's own steps as CUDA graphs."""
+    cost, steps = _lorry_steps(job, cuda_graphs=True)
+    tell({"ready": True})
+    stopwatch.wait()
+    for pairs, tokens in steps:
+        stopwatch.step(pairs, tokens, cost)
+
+
+def _lorry_steps(job: Job, *, cuda_graphs: bool = False) -> tuple[float, Iterator[tuple[int, int]]]:
     """Return the FLOP a token, and the pairs and tokens of step after step, each made when it is asked for."""
     from lorry.config import TrainConfig
     from lorry.data.sampler import BatchSampler
@@ -178,7 +188,7 @@ def _lorry_steps(job: Job) -> tuple[float, Iterator[tuple[int, int]]]:
     from lorry.training.batches import make_batch
     from lorry.training.update import Trainer
 
-    config = TrainConfig(loss="cosent", batch_size=job.batch_size)
+    config = TrainConfig(loss="cosent", batch_size=job.batch_size, cuda_graphs=cuda_graphs)
     pairs, texts = _lorry(job)
     accelerator, precision = make_accelerator(job.precision)
     encoder = Encoder(_base(), precision, accelerator.device)
@@ -426,6 +436,7 @@ def _matrix(job: Job, rows: int, columns: int) -> torch.Tensor:
 
 CONTESTANTS: dict[str, Callable[[Job, Stopwatch], None]] = {
     "train lorry": lorry_train,
+    "train lorry_graphs": lorry_graphs_train,
     "train st": st_train,
     "train st_flash": st_flash_train,
     "train post": post_train,

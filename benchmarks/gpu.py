@@ -7,8 +7,8 @@
 Parts:
 
 - tests: those marked `gpu`, against transformers, PEFT and the CPU.
-- train: steps beside sentence-transformers + PEFT (and with flash-attn, where that is installed), in turns; short and
-  long texts, in bf16, and in fp16 as on a T4.
+- train: steps, also with cuda_graphs, beside sentence-transformers + PEFT (and with flash-attn, where that is
+  installed), in turns; short and long texts, in bf16, and in fp16 as on a T4.
 - encode: texts beside `SentenceTransformer.encode`.
 - first_step: seconds from the start of the process to the end of the first step.
 - profile: the ten kernels that take most of a training step, and how long the GPU is idle.
@@ -156,7 +156,7 @@ def train(job: Job, record: dict[str, Any], output: Path) -> None:
         for file in job.files:
             for size in dict.fromkeys(min(size, pq.read_metadata(file).num_rows) for size in job.sizes):
                 if not place or size == job.sizes[0]:
-                    names = ["lorry", "st", *flash]
+                    names = ["lorry", "lorry_graphs", "st", *flash]
                     contests.append(Contest("train", file, size, dict.fromkeys(names, size), precision))
     _hold(contests, job, record, output)
 

@@ -13,6 +13,7 @@ Figure = Callable[[Mapping[str, float]], float]
 
 NAMES = {
     "lorry": "Lorry",
+    "lorry_graphs": "Lorry with cuda_graphs",
     "st": "ST",
     "post": "the blog post's loop",
     "st_flash": "ST with flash-attn",
@@ -89,7 +90,7 @@ class Row:
         """Return a line about each contestant that has no column, if it took part."""
         work, size = self.item["work"], self.item["batch_size"]
         lines = []
-        for name in ("post", "st_flash"):
+        for name in ("lorry_graphs", "post", "st_flash"):
             if name in self.failed or any(name in done for done in self.rounds):
                 ratio, title = self.ratio(_speed, name), NAMES[name][0].upper() + NAMES[name][1:]
                 line = f"{title}, {work} texts, {size} pairs per batch, pairs/s: {self.result(name, _speed, '.1f')}"

@@ -10,6 +10,9 @@ makes (copies between devices, CPU scalars of no dimension, index tensors of the
 
 `waits` counts what makes the CPU wait for the device: numbers and tensors that are read back, and results whose size
 the device alone knows. `pageable` counts copies to the device from memory that is not pinned, for which it waits, too.
+
+A CUDA graph is a list of operations on fixed memory: what was computed while it was captured is computed again, from
+what is in that memory now. While one is captured, everything is refused that CUDA then refuses.
 """
 
 import contextlib
@@ -37,6 +40,8 @@ WAITING = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_s
            aten.equal.default, aten.repeat_interleave.Tensor, aten.bincount.default, aten._unique2.default)  # fmt: skip
 waits: Counter[str] = Counter()
 pageable: Counter[str] = Counter()
+graphs: list["Graph"] = []  # all that were captured: forward and backward in turn
+_capturing: list["Graph"] = []  # the one that is being captured
 
 
 class CudaTensor(torch.Tensor):
@@ -53,6 +58,9 @@ class CudaTensor(torch.Tensor):
 
     def __repr__(self):
         return f"CudaTensor({self.cpu_tensor!r})"
+
+    def data_ptr(self):
+        return self.cpu_tensor.data_ptr()
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -80,9 +88,12 @@ def _count(function, args, on_cuda):
     copied = args[1] if function is aten.copy_.default else args[0] if function is aten._to_copy.default else None
     by_mask = function in INDEXING and any(item is not None and item.dtype == torch.bool for item in args[1])
     if read and (function in WAITING or by_mask or (isinstance(copied, CudaTensor) and not on_cuda)):
+        _refuse_in_capture()
         waits[f"{function}{' by a mask' if by_mask else ''}"] += 1
     if function in INDEXING and on_cuda:
         pageable["index"] += sum(item is not None and not isinstance(item, CudaTensor) for item in args[1])
+    if copied is not None and on_cuda and not isinstance(copied, CudaTensor):
+        _refuse_in_capture()
     if copied is not None and on_cuda and not isinstance(copied, CudaTensor) and copied.dim():
         pageable[str(function)] += not getattr(copied, "pinned", False)
 
@@ -105,6 +116,8 @@ def _compute(function, args, kwargs):
     result = function(*args, **kwargs)
     if not on_cuda:
         return result
+    if _capturing:
+        _capturing[0].operations.append((function, args, kwargs, result))
 
     def wrapped(item):
         if not isinstance(item, torch.Tensor) or isinstance(item, CudaTensor):
@@ -155,7 +168,51 @@ def _submit(executor, function, *args, **kwargs):
     return SUBMIT(executor, call)
 
 
+def _refuse_in_capture():
+    if _capturing:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+
+class Graph:
+    """A pretended `torch.cuda.CUDAGraph`."""
+
+    def __init__(self):
+        self.operations, self.replays, self.pool = [], 0, None
+
+    @contextlib.contextmanager
+    def captured(self, pool):
+        """Take the place of `torch.cuda.graph`."""
+        self.pool = pool
+        graphs.append(self)
+        _capturing.append(self)
+        try:
+            yield
+        finally:
+            _capturing.clear()
+
+    def replay(self):
+        """Compute again. A backward pass finds what its forward pass has kept, if no other graph was replayed since."""
+        _refuse_in_capture()
+        self.replays += 1
+        place = graphs.index(self)
+        if place % 2:
+            assert self.pool["last"] is graphs[place - 1], "another graph of the pool has overwritten this one's memory"
+        self.pool["last"] = self
+        for function, args, kwargs, result in self.operations:
+            memory = {
+                item.untyped_storage().data_ptr() for item in tree_leaves((args, kwargs)) if torch.is_tensor(item)
+            }
+            results = [item for item in tree_leaves(result) if torch.is_tensor(item)]
+            if function._schema.is_mutable:
+                function(*args, **kwargs)
+            elif not any(item.untyped_storage().data_ptr() in memory for item in results):  # else a view: nothing to do
+                found = [item for item in tree_leaves(function(*args, **kwargs)) if torch.is_tensor(item)]
+                for old, new in zip(results, found, strict=True):
+                    old.copy_(new)
+
+
 def _pin_memory(tensor):
+    _refuse_in_capture()
     pinned = tensor.clone()
     pinned.pinned = True
     return pinned
@@ -178,6 +235,12 @@ def cuda(capability=(7, 5), memory=16 << 30):
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, mock.Mock(return_value=answer)))
         # a tensor that wraps another cannot be an inference tensor
+        for name, stand_in in {
+            "CUDAGraph": Graph, "graph": Graph.captured, "graph_pool_handle": dict, "Stream": mock.Mock,
+            "current_stream": mock.Mock, "stream": lambda _: contextlib.nullcontext(),
+        }.items():  # fmt: skip
+            stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
+        stack.callback(graphs.clear)
         stack.enter_context(mock.patch.object(torch, "inference_mode", torch.no_grad))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", _pin_memory))
         stack.enter_context(mock.patch.object(adam, "_device_dtype_check_for_fused"))  # it reads "meta"

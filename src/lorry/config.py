@@ -154,6 +154,11 @@ class TrainConfig(PairOptions):
         "number format; auto: bf16 where the hardware has instructions for it, fp16 on older GPUs, else fp32",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
+    cuda_graphs: bool = option(
+        False,
+        "on a GPU, launch the layers of a training step as CUDA graphs instead of operation by operation: where a slow "
+        "CPU keeps the GPU waiting; no GPU has measured it yet",
+    )
     seed: int = option(42, "seed of all random numbers", minimum=0, maximum=2**32 - 1)
     log_every: int = option(10, "steps between log lines", minimum=1, maximum=10**9)
     checkpoint_every: int = option(100, "steps between checkpoints", minimum=1, maximum=10**9)
@@ -185,6 +190,9 @@ class TrainConfig(PairOptions):
                 raise UserError(
                     f"{name} is {getattr(self, name)}, but lora_rank 0 trains all weights", f"Leave out {name}."
                 )
+        if self.cuda_graphs and (self.lora_rank == 0 or self.lora_dropout):
+            what = "lora_dropout 0" if self.lora_rank else "adapters, and lora_rank 0 trains all weights"
+            raise UserError(f"cuda_graphs needs {what}", "Leave out cuda_graphs.")
         if self.patience and not self.best_epoch:
             raise UserError("patience needs best_epoch", "Leave out patience, or best_epoch false.")
 

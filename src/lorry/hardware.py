@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ _CONTROL_GROUPS = (
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
+# Held while something is copied to a GPU: CUDA refuses pinned memory, in any thread, while a graph is captured.
+COPYING = threading.Lock()
 # The oldest driver that runs a CUDA generation: https://docs.nvidia.com/deploy/cuda-compatibility/
 OLDEST_DRIVER = {"12": "525", "13": "580"}
 
@@ -151,7 +154,10 @@ def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
     import torch
 
     tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    if device.type != "cuda":
+        return tensor.to(device)
+    with COPYING:
+        return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,5 +1,6 @@
 """What only a GPU can prove: `make gpu` runs these on one. LORRY_GPU=pretended takes the pretended device."""
 
+import contextlib
 import json
 import os
 from unittest import mock
@@ -18,6 +19,7 @@ from padded_models import (
 
 from command import lorry, stopped_after
 from lorry.model.encoder import Encoder
+from lorry.model.graphs import PassGraphs
 from pretended_cuda import cuda
 
 PRETENDED = os.environ.get("LORRY_GPU") == "pretended"
@@ -58,6 +60,35 @@ def test_packed_embeddings_and_gradients_are_those_of_padded_transformers_and_pe
     for name, gradient in there.items():
         cosine = torch.cosine_similarity(here[name].flatten(), gradient.flatten(), dim=0)
         assert cosine > least, name
+
+
+def test_a_graph_gives_the_embeddings_and_gradients_of_its_operations(tiny_model, kind):
+    encoder, _, weights, _ = adapted_pair(tiny_model(kind), precision="fp32", device=GPU)
+    if not encoder.packs:
+        return
+    graphs, same_lengths = PassGraphs.of(encoder), [some_texts(encoder, seed=seed) for seed in range(4)]
+    with replayed() as replays:
+        for texts in same_lengths:
+            inputs = encoder.inputs(packed_of(texts), spare_lines=True)
+            expected = encoder.embed_inputs(inputs)
+            there = gradients(expected, weights, GPU)
+            found = encoder.embed_inputs(inputs, hidden=graphs)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+            assert_equal_gradients(gradients(found, weights, GPU), there, 1e-4)
+    assert len(replays) == 6, "forward and backward, from the second time on"
+
+
+@contextlib.contextmanager
+def replayed():
+    """Give a list that grows with every replay of a graph."""
+    replays, replay = [], torch.cuda.CUDAGraph.replay
+
+    def watched(graph):
+        replays.append(graph)
+        replay(graph)
+
+    with mock.patch.object(torch.cuda.CUDAGraph, "replay", watched):
+        yield replays
 
 
 @pytest.fixture
@@ -112,6 +143,21 @@ def test_out_of_memory_halves_the_passes_and_training_goes_on(options, tmp_path)
     assert "out of memory with" in said
     _, whole, _ = train(options, tmp_path / "whole", precision="fp32")
     assert losses(output) == pytest.approx(losses(whole), rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_training_with_graphs_follows_the_loss_curve_of_training_without(options, tmp_path, precision):
+    options |= {"precision": precision}
+    _, expected, _ = train(options, tmp_path / "without")
+    with replayed() as replays:
+        _, output, said = train(options, tmp_path / "with", cuda_graphs="true")
+    assert "without CUDA graphs" not in said
+    found, wanted = losses(output), losses(expected)
+    assert len(replays) > len(found), "of two a step, but for the first of each shape"
+    if precision == "fp32":
+        assert found == pytest.approx(wanted, rel=1e-3)
+    second = len(found) // 2  # epoch
+    assert np.mean(found[second:]) == pytest.approx(np.mean(wanted[second:]), rel=0.05)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])

@@ -140,6 +140,46 @@ def test_little_is_left_empty():
     assert len(lay_out(np.array([5]), CPU).tokens) == 8, "one short text needs no whole line"
 
 
+def test_lines_to_spare_leave_few_shapes():
+    """As in batches of 240 titles, of which some few are longer than a line; texts of many lengths get none."""
+    random = np.random.default_rng(0)
+    shapes, places = set(), [0, 0]
+    for _ in range(100):
+        lengths = np.clip(random.normal(24, 8, 210), 4, 64).astype(np.int64)
+        layouts = [lay_out(lengths, CPU, spare_lines=spare) for spare in (False, True)]
+        shapes.add(layouts[1].shape)
+        places = [total + len(layout.tokens) for total, layout in zip(places, layouts, strict=True)]
+    assert len(shapes) <= 5
+    assert places[1] < 1.03 * places[0]
+    lengths = np.clip(random.normal(200, 80, 150), 10, 256).astype(np.int64)
+    assert lay_out(lengths, CPU, spare_lines=True).shape == lay_out(lengths, CPU).shape
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lines_to_spare_are_empty_and_the_others_are_the_same(seed):
+    lengths = np.append(np.random.default_rng(seed).integers(1, 65, 300), [70, 71, 99])
+    without, layout = (lay_out(lengths, CPU, spare_lines=spare) for spare in (False, True))
+    for group, more in zip(without.groups, layout.groups, strict=True):
+        assert more.texts[: group.lines].equal(group.texts)
+        assert more.positions[: group.lines].equal(group.positions)
+        assert (more.texts[group.lines :] == -1).all()
+    assert len(layout.tokens) > len(without.tokens)
+    ones = torch.from_numpy((layout.tokens >= 0).astype(float))
+    sums = torch.segment_reduce(ones, "sum", lengths=layout.segments)
+    assert sums[layout.order].tolist() == lengths.tolist()
+    assert layout.segments.sum() == len(layout.tokens)
+
+
+def test_a_layout_with_other_places_has_them_in_its_groups():
+    layout, other = (lay_out(np.array(lengths), CPU) for lengths in ([40, 30, 20], [38, 26, 26]))
+    assert layout.shape == other.shape
+    made = layout.with_places(other.texts, other.positions)
+    for here, there in zip(made.groups, other.groups, strict=True):
+        assert here.texts.equal(there.texts)
+        assert here.positions.equal(there.positions)
+    assert made.positions is other.positions
+
+
 def test_each_key_head_serves_its_group_of_query_heads():
     """What transformers hands over: [1, heads, T, width], fewer key heads than query heads."""
     lengths = [2, 5, 9]

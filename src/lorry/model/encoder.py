@@ -7,7 +7,7 @@ compute precision, adapters in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +29,8 @@ from lorry.model.weights import load_model
 
 # Maximum tokens of a forward pass: on a CPU what its caches hold, on a GPU what keeps it busy.
 PASS_TOKENS = {"cpu": 4096, "cuda": 1 << 16}
+Hidden = Callable[[Tensor, PackedLayout], Tensor]
+"""Like `Encoder.hidden`."""
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -170,17 +172,24 @@ class Encoder(nn.Module):
         """
         return self.embed_inputs(self.inputs(texts), dropout=dropout)
 
-    def inputs(self, texts: TokenSequences) -> Inputs:
-        """Return what `embed_inputs` takes, on the device: it can be made ahead, in another thread."""
+    def inputs(self, texts: TokenSequences, *, spare_lines: bool = False) -> Inputs:
+        """Return what `embed_inputs` takes, on the device: it can be made ahead, in another thread.
+
+        Args:
+            texts: Their tokens.
+            spare_lines: See `lay_out`; where there is one pass, of packed texts.
+        """
         parts = self.passes(texts.lengths)
         if len(parts) == 1:
-            return Inputs((self._pass(texts),), None)
+            return Inputs((self._pass(texts, spare_lines=spare_lines),), None)
         place = np.argsort(np.concatenate(parts))  # of each text among the pieces
         return Inputs(tuple(self._pass(texts.take(part)) for part in parts), to_device(place, self.device))
 
-    def embed_inputs(self, inputs: Inputs, *, dropout: bool = False) -> Tensor:
-        """Return the same as `embed`."""
-        pieces = [self._embed_pass(*one, dropout=dropout) for one in inputs.passes]
+    def embed_inputs(self, inputs: Inputs, *, dropout: bool = False, hidden: Hidden | None = None) -> Tensor:
+        """Return the same as `embed`; `hidden` takes the place of the method of that name, where there is one pass."""
+        if len(inputs.passes) > 1:
+            hidden = None
+        pieces = [self._embed_pass(*one, dropout=dropout, hidden=hidden) for one in inputs.passes]
         return pieces[0] if inputs.place is None else torch.cat(pieces).index_select(0, inputs.place)
 
     def prepared(self) -> AbstractContextManager[None]:
@@ -191,25 +200,32 @@ class Encoder(nn.Module):
         """Return the same as `embed`, in one forward pass however long."""
         return self._embed_pass(*self._pass(texts), dropout=False)
 
-    def _pass(self, texts: TokenSequences) -> tuple[Tensor, PackedLayout]:
-        """Return the token ids [T] of a forward pass over all these texts, and their layout."""
-        # An architecture that cannot be packed gets a line per text, and few widths: each is a forward pass.
-        layout = lay_out(texts.lengths, self.device, **({} if self.packs else {"line_width": 0, "width_step": 16}))
-        row = np.where(layout.tokens < 0, 0, texts.ids[layout.tokens]).astype(np.int64)
-        return to_device(row, self.device), layout
-
-    def _embed_pass(self, ids_T: Tensor, layout: PackedLayout, *, dropout: bool) -> Tensor:
-        for module in self.dropouts:
-            module.train(dropout)
+    def hidden(self, ids_T: Tensor, layout: PackedLayout) -> Tensor:
+        """Return the last layer's output [T, D] for token ids [T] and their layout."""
         layout = replace(layout, biases={})  # as large as the scores: they live no longer than this pass
         lower = torch.autocast(self.device.type, DTYPES[self.precision]) if self.autocast else nullcontext()
         try:
             with lower:
-                hidden_TD = self._packed(ids_T, layout) if self.packs else self._padded(ids_T, layout)
+                return self._packed(ids_T, layout) if self.packs else self._padded(ids_T, layout)
         except BaseException:
             for projections in self.fused:
                 projections.clear()
             raise
+
+    def _pass(self, texts: TokenSequences, *, spare_lines: bool = False) -> tuple[Tensor, PackedLayout]:
+        """Return the token ids [T] of a forward pass over all these texts, and their layout."""
+        # An architecture that cannot be packed gets a line per text, and few widths: each is a forward pass.
+        alone = {} if self.packs else {"line_width": 0, "width_step": 16}
+        layout = lay_out(texts.lengths, self.device, **alone, spare_lines=spare_lines)
+        row = np.where(layout.tokens < 0, 0, texts.ids[layout.tokens]).astype(np.int64)
+        return to_device(row, self.device), layout
+
+    def _embed_pass(
+        self, ids_T: Tensor, layout: PackedLayout, *, dropout: bool, hidden: Hidden | None = None
+    ) -> Tensor:
+        for module in self.dropouts:
+            module.train(dropout)
+        hidden_TD = (hidden or self.hidden)(ids_T, layout)
         pooled_ND = _pool(hidden_TD, layout, self.base.pooling).float()
         return functional.normalize(pooled_ND, dim=-1) if self.base.normalize else pooled_ND
 

@@ -4,11 +4,12 @@
 its own, shorter ones share lines of LINE_WIDTH tokens and are hidden from each other. Lines of one width lie side by
 side, so queries, keys and values are plain views `[lines, width]`: nothing is gathered, and few shapes occur, for which
 the matrix library prepares its kernels once. Between 1 and 4 % of the places stay empty.
+Lines that stay empty can be added, so that even fewer shapes occur: see `graphs.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from lorry.hardware import to_device
 
 LINE_WIDTH = 64  # tokens of a line that short texts share
 WIDTH_STEP = 8  # widths of all other lines are multiples of this
+# Where lines may be spare: how much of a row the steps in the number of its lines are at most, and how much of it all
+# spare lines are at most (texts of many lengths would need more: they get none).
+SPARE_STEP, MAX_SPARE = 1 / 16, 1 / 8
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,11 @@ class LineGroup:
         """One past the last place."""
         return self.start + self.lines * self.width
 
+    def of(self, texts_T: Tensor, positions_T: Tensor) -> LineGroup:
+        """Return lines of the same places, with what these rows have there."""
+        texts, positions = (item[self.start : self.end].view(self.lines, self.width) for item in (texts_T, positions_T))
+        return replace(self, texts=texts, positions=positions)
+
     def hidden(self, causal: bool, window: int | None) -> Tensor | None:
         """Return True where a token (third dimension) must not see another (fourth), or None where nothing is hidden.
 
@@ -148,6 +157,8 @@ class PackedLayout:
     tokens: np.ndarray
     """[T] which token of the texts, laid end to end in the order given, is in each place; -1 for an empty place."""
     groups: tuple[LineGroup, ...]
+    texts: Tensor
+    """[T] number of the text in each place, in the order given; -1 for an empty place."""
     positions: Tensor
     """[T] position of each token in its text."""
     starts: Tensor
@@ -160,6 +171,21 @@ class PackedLayout:
     """[n] segment of each text."""
     biases: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict, repr=False)
     """What was made of the layout in a forward pass: every layer asks for the same."""
+
+    @property
+    def shape(self) -> tuple[tuple[int, int, bool], ...]:
+        """Lines and width of each group, and whether it hides anything: what the operations of a pass depend on."""
+        return tuple((group.lines, group.width, group.mixed) for group in self.groups)
+
+    def with_places(self, texts: Tensor, positions: Tensor) -> PackedLayout:
+        """Return a layout of the same shape for the layers of a model; it does not say where each text lies.
+
+        Args:
+            texts: [T] as in this class.
+            positions: [T] as in this class.
+        """
+        groups = tuple(group.of(texts, positions) for group in self.groups)
+        return replace(self, groups=groups, texts=texts, positions=positions)
 
     def bias(self, index: int, causal: bool, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """Return what to add to the attention scores of a group so that no token sees what is hidden from it.
@@ -184,7 +210,12 @@ class PackedLayout:
 
 
 def lay_out(
-    lengths: np.ndarray, device: torch.device, *, line_width: int = LINE_WIDTH, width_step: int = WIDTH_STEP
+    lengths: np.ndarray,
+    device: torch.device,
+    *,
+    line_width: int = LINE_WIDTH,
+    width_step: int = WIDTH_STEP,
+    spare_lines: bool = False,
 ) -> PackedLayout:
     """Lay texts of these lengths in lines.
 
@@ -193,8 +224,11 @@ def lay_out(
         device: Where the layout is used.
         line_width: Width of the lines that are shared; 0 gives every text a line of its own.
         width_step: The width of every other line is a multiple of this.
+        spare_lines: Add lines that stay empty, so that few shapes occur.
     """
     line_of, at, widths = _assign(lengths, line_width, width_step)
+    if spare_lines:
+        widths = _with_spare_lines(widths)
     by_width = np.argsort(widths, kind="stable")  # lines in packed order
     begins = np.empty(len(widths), np.int64)
     begins[by_width] = np.cumsum(widths[by_width]) - widths[by_width]
@@ -219,7 +253,7 @@ def lay_out(
         for item in (texts, positions, starts, lengths, segments[packed_order], segment[: len(lengths)])
     )
     groups = _groups(widths[by_width], texts, texts_T, positions_T, line_width)
-    return PackedLayout(tokens, groups, positions_T, starts_n, lengths_n, segments_s, order_n)
+    return PackedLayout(tokens, groups, texts_T, positions_T, starts_n, lengths_n, segments_s, order_n)
 
 
 def _assign(lengths: np.ndarray, line_width: int, width_step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -244,6 +278,18 @@ def _assign(lengths: np.ndarray, line_width: int, width_step: int) -> tuple[np.n
         shared = int(lengths[lengths <= line_width].sum())
         widths[-1] = -(-shared // width_step) * width_step
     return line_of, at, np.array(widths, np.int64)
+
+
+def _with_spare_lines(widths: np.ndarray) -> np.ndarray:
+    """Return the widths of lines [lines] and of those that bring each width's number of lines to a round one.
+
+    A round number is a multiple of the largest power of two with which the step is small beside the whole row: lines of
+    64 come in fours at 5,000 tokens, and one by one below 2,048.
+    """
+    each, lines = np.unique(widths, return_counts=True)
+    step = 2 ** np.log2(np.maximum(SPARE_STEP * widths.sum() / each, 1)).astype(int)
+    spare = np.repeat(each, -lines % step)
+    return np.concatenate([widths, spare]) if spare.sum() <= MAX_SPARE * widths.sum() else widths
 
 
 def _groups(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -119,7 +120,8 @@ def _time_steps(setup: TrainingSetup, per_step: Sequence[Tokens]) -> float:
     """Return seconds per token of training; the largest step comes first, to warm up and for the peak of memory."""
     by_size = np.argsort([step.count for step in per_step], kind="stable")
     typical: list[int] = by_size[np.linspace(0, len(by_size) - 1, TIMED_STEPS).astype(int)].tolist()
-    config, pairs, texts = setup.config, setup.splits["train"], setup.texts["train"]
+    # So few steps would only pay for graphs, not use them.
+    config, pairs, texts = replace(setup.config, cuda_graphs=False), setup.splits["train"], setup.texts["train"]
     max_tokens = config.micro_batch_tokens or tokens_that_fit(setup.encoder, texts)
     # A step takes the same time whatever the products' embeddings are, so they are not computed here.
     products = torch.ones(len(texts) - texts.queries, setup.encoder.width) if config.train_side == "query" else None

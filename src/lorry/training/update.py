@@ -14,7 +14,8 @@ from torch import Tensor
 from lorry.config import TrainConfig
 from lorry.errors import UserError
 from lorry.hardware import to_device
-from lorry.model.encoder import Encoder, Inputs
+from lorry.model.encoder import Encoder, Hidden, Inputs
+from lorry.model.graphs import MAX_PLACES, PassGraphs
 from lorry.model.tokens import TokenizedTexts
 from lorry.training.batches import Batch
 from lorry.training.memory import is_out_of_memory
@@ -50,10 +51,14 @@ class Trainer:
     weights: dict[str, torch.nn.Parameter] = field(init=False)
     """The adapters by name, fp32."""
     optimizer: AcceleratedOptimizer = field(init=False)
+    graphs: PassGraphs | None = field(init=False, default=None)
+    """For batches that are encoded in one pass; None where passes are launched operation by operation."""
 
     def __post_init__(self) -> None:
         self.weights = self.encoder.trainable()
         on_gpu = self.encoder.device.type == "cuda"
+        if self.config.cuda_graphs:
+            self.graphs = PassGraphs.of(self.encoder)
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(
                 self.weights.values(),
@@ -93,7 +98,8 @@ class Trainer:
         lengths, limit = self.texts.lengths_of(rows), self.max_tokens
         too_large = limit is not None and lengths.sum() > limit
         parts = self.encoder.passes(lengths, limit) if too_large else [np.arange(len(rows))]
-        inputs = tuple(self.encoder.inputs(self.texts.take(rows[part])) for part in parts)
+        spare_lines = self.graphs is not None and len(parts) == 1 and int(lengths.sum()) <= MAX_PLACES
+        inputs = tuple(self.encoder.inputs(self.texts.take(rows[part]), spare_lines=spare_lines) for part in parts)
         return Parts(limit, tuple(parts), inputs, int(lengths.sum()))
 
     def backward(self, batch: Batch, step: int, parts: Parts | None = None) -> Tensor:
@@ -107,7 +113,7 @@ class Trainer:
         if parts is None or parts.max_tokens != self.max_tokens:
             parts = self.parts(batch)
         if len(parts.inputs) == 1:
-            loss = self._loss(self._embed(parts, step, 0), batch)
+            loss = self._loss(self._embed(parts, step, 0, self.graphs), batch)
             self.accelerator.backward(loss)
             return loss.detach()
         with torch.no_grad():
@@ -124,7 +130,7 @@ class Trainer:
         return loss.detach()
 
     def _backward_within_memory(self, batch: Batch, step: int, parts: Parts | None) -> Tensor:
-        """Call `backward`; where memory runs out, again with parts of half the tokens, as often as it takes."""
+        """Call `backward`; where memory runs out, again without graphs, then with parts of half the tokens."""
         lengths = self.texts.lengths_of(self.encoded(batch))
         total, longest = int(lengths.sum()), int(lengths.max())
         while True:
@@ -133,20 +139,28 @@ class Trainer:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+            if self.graphs is not None and self.graphs.in_use:
+                self.graphs.give_up("out of memory")
+                self._forget_gradients()
+                continue
             tokens = total if self.max_tokens is None else min(self.max_tokens, total)
             if tokens <= longest:
                 raise UserError(
                     f"there is not enough memory for one text of {longest} tokens",
                     "Lower max_length, or take a smaller model.",
                 )
-            for weight in self.weights.values():
-                weight.grad = None  # what the parts before have left
-            if self.encoder.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._forget_gradients()
             self.max_tokens = max(tokens // 2, longest)
             log.warning(
                 "out of memory with %d tokens in a forward pass: from now on at most %d", tokens, self.max_tokens
             )
+
+    def _forget_gradients(self) -> None:
+        """Free what a batch, or parts of it, have left when memory ran out."""
+        for weight in self.weights.values():
+            weight.grad = None
+        if self.encoder.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _loss(self, embeddings_ND: Tensor, batch: Batch) -> Tensor:
         if self.documents_TD is None:
@@ -155,8 +169,8 @@ class Trainer:
         text_ND = to_device(self.documents_TD[documents].numpy(), self.accelerator.device)
         return batch_loss(self.config, embeddings_ND, text_ND, batch.labels)
 
-    def _embed(self, parts: Parts, step: int, part: int) -> Tensor:
+    def _embed(self, parts: Parts, step: int, part: int, hidden: Hidden | None = None) -> Tensor:
         if self.config.lora_dropout > 0:
             # The same dropout in both passes over a part, and in a run that was stopped and continued.
             torch.manual_seed(int(np.random.SeedSequence((self.config.seed, step, part)).generate_state(1)[0]))
-        return self.encoder.embed_inputs(parts.inputs[part], dropout=True)
+        return self.encoder.embed_inputs(parts.inputs[part], dropout=True, hidden=hidden)
