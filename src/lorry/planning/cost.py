@@ -22,8 +22,8 @@ MEMORY_REACH = 0.7
 # layer and each number of the hidden state.
 STEP_BYTES = 140
 ENCODING_BYTES = 52
-# Milliseconds in which a host gives out a step: for what is outside of the layers, and for each layer. Timed on one core
-# of an Intel Xeon with AMX; the hosts of these GPUs are taken to be as fast.
+# Milliseconds in which a host gives out a step: for what is outside of the layers, and for each layer. Timed on one
+# core of an Intel Xeon with AMX; the hosts of these GPUs are taken to be as fast.
 STEP_MILLISECONDS = 3.0
 LAYER_MILLISECONDS = 2.7
 
