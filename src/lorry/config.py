@@ -156,6 +156,13 @@ class TrainConfig(PairOptions):
     )
     seed: int = option(42, "seed of all random numbers", minimum=0, maximum=2**32 - 1)
     log_every: int = option(10, "steps between log lines", minimum=1, maximum=10**9)
+    processes: int = option(
+        0,
+        "processes on a host that share every step; 0: one per GPU, or one where there is none",
+        minimum=0,
+        maximum=1024,
+    )
+    host_wait: float = option(300.0, "seconds for which the hosts of a job wait for each other at the start", above=0)
     checkpoint_every: int = option(100, "steps between checkpoints", minimum=1, maximum=10**9)
     on_stop: str = option(
         "export",

@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import shlex
-import signal
 import sys
 
 from lorry.config import TrainConfig
@@ -109,9 +108,7 @@ def _stop() -> Stop:
 
     Process 1 gets no signal that it has no handler for: docker/train blocks them up to here.
     """
-    stop = stop_on_signals()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-    return stop
+    return stop_on_signals()
 
 
 def _command() -> str:
