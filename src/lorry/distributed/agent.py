@@ -7,6 +7,7 @@ anywhere; torchrun's static rendezvous then uses the same store and port.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -39,6 +40,7 @@ log = logging.getLogger("lorry")
 POLL = 0.2  # seconds between two looks at the processes
 GRACE = 6.0  # seconds that processes have to end by themselves after a failure
 FAREWELL = 5.0  # seconds that the first host's store outlives a failure, so that all can read it
+ARRIVAL = 15.0  # seconds for which a host that cannot start waits to tell the others why
 EXIT = 60.0  # seconds for which agents wait for each other after success
 
 
@@ -74,8 +76,10 @@ def start_processes(command: Sequence[str], processes: int, hosts: Hosts, stop: 
 
 def tell_other_hosts(error: BaseException, hosts: Hosts, stop: Stop) -> None:
     """Let the other hosts, which wait for this one, know why it does not come."""
+    hosts = dataclasses.replace(hosts, wait=ARRIVAL)  # all come at about the same time
     with contextlib.suppress(UserError, StopRequestedError):
-        _tell_and_leave(_open_store(hosts, stop)[0], failure_of(f"host {hosts.name}", error), hosts)
+        store, _ = _open_store(hosts, stop)
+        _tell_and_leave(store, failure_of(f"host {hosts.name}", error), hosts, ARRIVAL)
 
 
 class _Agent(LocalElasticAgent):
@@ -201,11 +205,11 @@ def _missing(names: list[str], hosts: Hosts, reason: str = "") -> UserError:
     )
 
 
-def _tell_and_leave(store: Store, failure: Failure, hosts: Hosts) -> UserError:
+def _tell_and_leave(store: Store, failure: Failure, hosts: Hosts, farewell: float = FAREWELL) -> UserError:
     """Tell the other hosts of a failure; the first host stays until they have read it. Return what failed first."""
     with contextlib.suppress(RuntimeError):
         failure = tell(store, failure)
-        told, end = store.add("hosts told", 1), time.monotonic() + FAREWELL
+        told, end = store.add("hosts told", 1), time.monotonic() + farewell
         while hosts.number == 0 and told < len(hosts.names) and time.monotonic() < end:
             time.sleep(POLL)
             told = store.add("hosts told", 0)

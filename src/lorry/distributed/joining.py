@@ -22,13 +22,14 @@ from torch.distributed import Store
 from lorry.distributed.place import HOST_NAME, Place, place_of
 from lorry.distributed.ranks import Ranks
 from lorry.distributed.store import Failure, connect, failure_of, read_failure, serve, tell
-from lorry.distributed.watch import Watch
+from lorry.distributed.watch import BEAT, Watch
 from lorry.errors import UserError
 from lorry.signals import Stop
 
 log = logging.getLogger("lorry")
 
 ARRIVAL = 600.0  # seconds until the last process has loaded its libraries
+FAREWELL = 10.0  # seconds for which rank 0 runs the store for the others when it is done
 # How long one rank may wait for another within a step. A rank that is gone is noticed much sooner, by the watch; and
 # work that one rank does alone is waited for elsewhere.
 STEP = timedelta(minutes=5)
@@ -46,7 +47,7 @@ def joined(environ: Mapping[str, str], stop: Stop) -> Iterator[Ranks]:
         UserError: The environment names no place.
     """
     place = place_of(environ)
-    report = partial(_report, ours=HOST_NAME in environ, error_file=environ.get("TORCHELASTIC_ERROR_FILE", ""))
+    report = partial(_report, place, ours=HOST_NAME in environ, error_file=environ.get("TORCHELASTIC_ERROR_FILE", ""))
     if place.rank:
         log.setLevel(logging.ERROR)  # rank 0 speaks for all
         os.environ["TQDM_DISABLE"] = "1"  # and draws the bars, those of libraries too
@@ -68,6 +69,7 @@ def joined(environ: Mapping[str, str], stop: Stop) -> Iterator[Ranks]:
         yield ranks
         watch.end()
         distributed.destroy_process_group()
+        _leave(store, place)
     except BaseException as error:
         if not isinstance(error, Exception | KeyboardInterrupt) and type(error).__name__ != "PanicException":
             raise
@@ -111,6 +113,14 @@ def _arrive(store: Store, place: Place) -> list[str]:
     return [store.get(name).decode() for name in names]
 
 
+def _leave(store: Store, place: Place) -> None:
+    """Say that this rank needs the store no more; rank 0, where it runs the store, waits until none does."""
+    left, end = store.add("left", 1), time.monotonic() + FAREWELL
+    while place.rank == 0 and not place.store_runs and left < place.size and time.monotonic() < end:
+        time.sleep(0.05)
+        left = store.add("left", 0)
+
+
 def _check_gpu(place: Place) -> None:
     """Take this rank's GPU, where there are any.
 
@@ -139,13 +149,15 @@ def _init_process_group(place: Place) -> None:
     )
 
 
-def _report(failure: Failure, *, ours: bool, error_file: str) -> None:
-    """Tell our own agent of a failure through its error file, or else the user."""
+def _report(place: Place, failure: Failure, *, ours: bool, error_file: str) -> None:
+    """Tell our own agent of a failure through its error file, or else the user; the others by the store."""
     if not ours:
         log.error("%s", failure.error())
     if error_file:
         content = {"message": {"message": failure.__dict__, "extraInfo": {"timestamp": int(time.time())}}}
         Path(error_file).write_text(json.dumps(content), "utf-8")
+    if place.rank == 0 and not place.store_runs:
+        time.sleep(2 * BEAT)  # the store ends with this process, and all must have read it
 
 
 def _end(failure: Failure, report: partial[None]) -> NoReturn:

@@ -33,7 +33,7 @@ def failure_of(where: str, error: BaseException) -> Failure:
     shown = as_shown(error)
     if isinstance(shown, UserError):
         return Failure(where, shown.cause, shown.hint)
-    return Failure(where, crash_text(shown, LIMIT), "Its traceback is in the log of that process.")
+    return Failure(where, crash_text(shown, LIMIT), "Look into the log of that host.")
 
 
 def serve(port: int) -> tuple[Store, int]:
