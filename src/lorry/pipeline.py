@@ -223,7 +223,7 @@ def _finish(
     training_log.begin_with(loss=before["validation"].loss, metrics=before["validation"].metrics)
     share = _interpolate(setup, trained, before["validation"], stop)
     if not setup.ranks.first:
-        _help_finish(setup, share, stop)
+        _help_finish(setup, stop)
         return
     failures: list[OutputError] = []
     refused: RequirementError | None = None
@@ -264,21 +264,22 @@ def _finish(
     log.info("%s", verdict_of(facts).line)
 
 
-def _help_finish(setup: TrainingSetup, share: float, stop: threading.Event | None) -> None:
-    """Evaluate the merged model with rank 0, on another rank; the first one of every other host merges it there."""
+def _help_finish(setup: TrainingSetup, stop: threading.Event | None) -> None:
+    """Evaluate the merged model with rank 0, on another rank; the first one of every other host gets a copy of it."""
     folder = None
     with ExitStack() as places:
         if setup.ranks.first_on_host:
             folder = Path(places.enter_context(tempfile.TemporaryDirectory(prefix="lorry-merged-")))
-            export(folder, setup.encoder, _probe(setup), side=setup.config.train_side, changed=share > 0)
         _score_merged(setup, folder, stop)
 
 
 def _score_merged(setup: TrainingSetup, folder: Path | None, stop: threading.Event | None) -> dict[str, SplitScores]:
-    """Return what the model in this host's folder gives the pairs; where rank 0 has none, the encoder as it is."""
-    folder = setup.ranks.once_a_host(lambda: folder, "merging the model")
-    if setup.ranks.any_after_work(folder is None, "merging the model"):
+    """Return what the model in rank 0's folder gives the pairs; where it has none, what the encoder does as it is."""
+    ranks = setup.ranks
+    if not ranks.from_first(lambda: folder is not None, "merging the model"):
         return {name: _score(setup, setup.encoder, name, stop) for name in setup.splits if name != "train"}
+    ranks.copy_to_hosts(folder)
+    folder = ranks.once_a_host(lambda: folder, "merging the model")
     return _score_model(setup, find_pretrained(str(folder), setup.config.max_length), stop)
 
 

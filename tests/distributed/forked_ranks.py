@@ -33,6 +33,7 @@ class Ranks:
             os.environ |= {
                 "RANK": str(rank), "WORLD_SIZE": str(self.size), "LOCAL_RANK": str(local.index(rank)),
                 "LOCAL_WORLD_SIZE": str(len(local)), "GROUP_RANK": str(names.index(self.hosts[rank])),
+                "GROUP_WORLD_SIZE": str(len(names)),
                 "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LORRY_HOST": self.hosts[rank],
                 "TORCHELASTIC_ERROR_FILE": str(self.error_file(rank)), "GLOO_SOCKET_IFNAME": "lo",
             }  # fmt: skip

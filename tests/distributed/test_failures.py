@@ -153,4 +153,4 @@ def test_a_failure_of_the_last_moment_fails_all(tmp_path, recipe):
     options = recipe | {"epochs": 1, "require": "ndcg@10>=0.9999"}
     ranks = Ranks(tmp_path, 2, HOSTS, **options)
     assert ranks.finish(quick) == [1, 1]
-    assert all("does not meet --require" in said for said in ranks.causes())
+    assert all("does not meet --require" in said for said in ranks.causes()), ranks.causes()

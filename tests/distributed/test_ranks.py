@@ -14,6 +14,7 @@ from lorry.errors import UserError
 
 PLACE = {
     "RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+    "GROUP_WORLD_SIZE": "2",
     "MASTER_ADDR": "localhost", "MASTER_PORT": "7777",
 }  # fmt: skip
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from lorry.errors import UserError
 
-NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+NEEDED = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR",
+    "MASTER_PORT",
+)  # fmt: skip
 HOST_NAME = "LORRY_HOST"
 """Variable in which our own agent hands its processes the name of their host."""
 
@@ -24,6 +27,7 @@ class Place:
     local_size: int
     host: int
     """Number of this host."""
+    hosts: int
     host_name: str
     store_host: str
     store_port: int
@@ -58,6 +62,7 @@ def place_of(environ: Mapping[str, str]) -> Place:
         local_rank=int(environ["LOCAL_RANK"]),
         local_size=int(environ["LOCAL_WORLD_SIZE"]),
         host=int(environ["GROUP_RANK"]),
+        hosts=int(environ["GROUP_WORLD_SIZE"]),
         host_name=environ.get(HOST_NAME) or socket.gethostname(),
         store_host=environ["MASTER_ADDR"],
         store_port=int(environ["MASTER_PORT"]),

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,6 +36,7 @@ T = TypeVar("T")
 PATIENCE = 6 * 3600.0  # seconds for what one rank does while the others wait: reading and tokenising above all
 POLL = 0.05  # seconds between two looks
 ROWS_AT_ONCE = 65_536  # of embeddings in one collective operation
+BYTES_AT_ONCE = 16 << 20  # of a file
 # Seconds after which a lost connection counts as the failure itself: until then its cause, found by `watch.py`, is.
 CAUSE_COMES = 20.0
 
@@ -52,9 +53,8 @@ class Ranks:
     def __init__(self, place: Place | None = None, store: Any = None, stop: Stop | None = None) -> None:
         self.alone = place is None
         self.rank, self.size = (place.rank, place.size) if place else (0, 1)
-        self.local_rank, self.local_size, self.host = (
-            (place.local_rank, place.local_size, place.host) if place else (0, 1, 0)
-        )
+        self.local_rank, self.local_size = (place.local_rank, place.local_size) if place else (0, 1)
+        self.host, self.hosts = (place.host, place.hosts) if place else (0, 1)
         self.name = place.name if place else ""
         self.first = self.rank == 0
         self._store, self._stop = store, stop
@@ -195,6 +195,32 @@ class Ranks:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
         return made
+
+    def copy_to_hosts(self, folder: Path | None) -> None:
+        """Copy the files in rank 0's folder to that of the first rank of every other host; other ranks give None."""
+        if self.hosts == 1:
+            return
+        import torch
+        from torch import distributed
+
+        def files() -> dict[str, int]:
+            assert folder is not None
+            return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+        for name, size in self.from_first(files, "merging the model").items():
+            with ExitStack() as stack:
+                file = None
+                if folder is not None:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    file = stack.enter_context((folder / name).open("rb" if self.first else "wb"))
+                for start in range(0, size, BYTES_AT_ONCE):
+                    block = torch.empty(min(BYTES_AT_ONCE, size - start), dtype=torch.uint8)
+                    if file is not None and self.first:
+                        file.readinto(block.numpy().data)  # type: ignore[attr-defined]
+                    with self._connected():
+                        distributed.broadcast(block, src=0)
+                    if file is not None and not self.first:
+                        file.write(block.numpy().data)
 
     def check_same(self, mine: Any, cause: str, hint: str) -> None:
         """Check that every rank has the same as rank 0.
