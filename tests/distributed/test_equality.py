@@ -46,7 +46,8 @@ def test_several_ranks_make_the_steps_of_one(name, tmp_path, recipe):
         pairs = zip(gradients(tmp_path / "1" / "gradients"), gradients(tmp_path / str(size) / "gradients"), strict=True)
         assert max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in list(pairs)[:4]) < 1e-5
         np.testing.assert_allclose(many.losses, one.losses, rtol=1e-4)
-        assert np.abs(many.weights - one.weights).max() < 1e-4
+        # AdamW makes a gradient that is nothing but rounding, as that of a key's bias is, as large as any other.
+        assert np.abs(many.weights - one.weights).max() < (1e-3 if name == "all weights" else 1e-4)
         assert not any("loss" in run.said for run in many.runs[1:]), "rank 0 speaks for all"
 
 
@@ -83,7 +84,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(tmp_path, recipe):
 
         def poisoned(self, weights):
             weights = list(weights)
-            if next(calls) == 2 and rank == 1:
+            if next(calls) == 12 and rank == 1:
                 weights[0].grad[0] = float("inf")
             plain(self, weights)
             with (tmp_path / f"sums-{rank}").open("a") as file:
@@ -91,11 +92,11 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(tmp_path, recipe):
 
         module.Ranks.sum_gradients = poisoned
 
-    many = Ranks(tmp_path / "many", 2, **recipe | {"precision": "fp16"})
+    many = Ranks(tmp_path / "many", 2, **recipe | {"precision": "fp16", "epochs": 5})
     assert many.finish(prepare) == [0, 0], many.said
     sums = [(tmp_path / f"sums-{rank}").read_text() for rank in (0, 1)]
     assert sums[0] == sums[1]
-    assert "False" in sums[0].splitlines()[2]
+    assert ["False" in line for line in sums[0].splitlines()[11:14]] == [False, True, False]
 
 
 def test_out_of_memory_on_one_rank_makes_its_parts_alone_smaller(tmp_path, recipe):

@@ -23,7 +23,7 @@ from lorry.distributed.place import HOST_NAME, Place, place_of
 from lorry.distributed.ranks import Ranks
 from lorry.distributed.store import Failure, connect, failure_of, read_failure, serve, tell
 from lorry.distributed.watch import BEAT, Watch
-from lorry.errors import UserError
+from lorry.errors import UserError, as_shown
 from lorry.signals import Stop
 
 log = logging.getLogger("lorry")
@@ -73,7 +73,7 @@ def joined(environ: Mapping[str, str], stop: Stop) -> Iterator[Ranks]:
     except BaseException as error:
         if not isinstance(error, Exception | KeyboardInterrupt) and type(error).__name__ != "PanicException":
             raise
-        if not isinstance(error, UserError):
+        if not isinstance(as_shown(error), UserError):
             log.exception("%s failed", place.name)
         failure = failure_of(place.name, error)
         with contextlib.suppress(OSError, RuntimeError):
