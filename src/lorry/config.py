@@ -218,6 +218,7 @@ class JobOptions:
         "", "s3:// URI of the checkpoints; a job that finds some continues; empty: with spot OUTPUT/checkpoints/JOB"
     )
     instance_type: str = option("ml.g4dn.xlarge", "SageMaker instance type")
+    instance_count: int = option(1, "instances that share every step of the job", minimum=1, maximum=256)
     volume_gb: int = option(50, "disk in gigabytes", minimum=1)
     max_runtime_hours: float = option(24.0, "hours after which the job is stopped", above=0, maximum=672)
     max_wait_hours: float = option(

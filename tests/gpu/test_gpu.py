@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -127,3 +129,21 @@ def test_training_follows_the_loss_curve_of_the_cpu(options, tmp_path, precision
     second = len(found) // 2  # epoch
     assert np.mean(found[second:]) == pytest.approx(np.mean(wanted[second:]), rel=0.1)
     assert np.mean(found[second:]) < np.mean(found[:second])
+
+
+@pytest.mark.skipif(PRETENDED, reason="NCCL needs a GPU")
+def test_one_rank_of_torchruns_makes_the_run_of_a_process_alone(place, tmp_path):
+    """The code of several GPUs, NCCL included, on one."""
+    options = place | {"precision": "fp32", "interpolation": 1, "checkpoint_dir": ""}
+    losses = []
+    for launcher in ([], ["torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m"]):
+        folder = tmp_path / f"{len(launcher)}"
+        given = options | {"model_dir": folder / "model", "output_data_dir": folder / "output"}
+        flags = [f"--{name}={value}" for name, value in given.items()]
+        done = subprocess.run(
+            [sys.executable, "-m", *launcher, "lorry", "train", *flags], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = map(json.loads, (folder / "output" / "training.jsonl").read_text().splitlines())
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
