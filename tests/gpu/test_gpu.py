@@ -132,18 +132,15 @@ def test_training_follows_the_loss_curve_of_the_cpu(options, tmp_path, precision
 
 
 @pytest.mark.skipif(PRETENDED, reason="NCCL needs a GPU")
-def test_one_rank_of_torchruns_makes_the_run_of_a_process_alone(place, tmp_path):
+def test_one_rank_of_torchruns_makes_the_run_of_a_process_alone(options, tmp_path):
     """The code of several GPUs, NCCL included, on one."""
-    options = place | {"precision": "fp32", "interpolation": 1, "checkpoint_dir": ""}
-    losses = []
-    for launcher in ([], ["torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m"]):
-        folder = tmp_path / f"{len(launcher)}"
-        given = options | {"model_dir": folder / "model", "output_data_dir": folder / "output"}
-        flags = [f"--{name}={value}" for name, value in given.items()]
-        done = subprocess.run(
-            [sys.executable, "-m", *launcher, "lorry", "train", *flags], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        lines = map(json.loads, (folder / "output" / "training.jsonl").read_text().splitlines())
-        losses.append([line["loss"] for line in lines if "loss" in line])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    _, output, _ = train(options, tmp_path / "alone", precision="fp32")
+    folder = tmp_path / "rank"
+    given = options | {"precision": "fp32", "model_dir": folder / "model", "output_data_dir": folder / "output"}
+    flags = [f"--{name}={value}" for name, value in given.items()]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "lorry"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "train", *flags], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(folder / "output") == pytest.approx(losses(output), rel=1e-3)
