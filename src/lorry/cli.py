@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from lorry.config import CONTAINER_PATHS, JobOptions, PairOptions, TrainConfig, add_options, from_strings
+from lorry.distributed.place import is_rank
 from lorry.errors import UserError, nearest
 from lorry.evaluation.gate import read_requirements
 from lorry.hardware import let_waiting_threads_sleep
@@ -36,6 +38,10 @@ def main() -> None:
         arguments, unknown = _parser().parse_known_args()
         if unknown:
             _refuse(unknown[0], arguments)
+        if is_rank(os.environ) and arguments.call is not _train:
+            raise UserError(
+                "of all commands torchrun can start `lorry train` alone", "Start this one without torchrun."
+            )
         arguments.call(arguments)
     except UserError as error:
         _fail(str(error))
@@ -75,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     add_options(train, TrainConfig)
     train.set_defaults(call=_train, options=_names(TrainConfig))
 
-    planned = set(_names(TrainConfig)) - {"model_dir", "output_data_dir", "checkpoint_dir"}
+    planned = set(_names(TrainConfig)) - {"model_dir", "output_data_dir", "checkpoint_dir", "processes", "host_wait"}
     plan = command("plan", "say how long such a training would take, and what it would cost on rented GPUs")
     add_options(plan, TrainConfig, planned)
     plan.set_defaults(call=_plan, options=planned)

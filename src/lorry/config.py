@@ -161,6 +161,13 @@ class TrainConfig(PairOptions):
     )
     seed: int = option(42, "seed of all random numbers", minimum=0, maximum=2**32 - 1)
     log_every: int = option(10, "steps between log lines", minimum=1, maximum=10**9)
+    processes: int = option(
+        0,
+        "processes on a host that share every step; 0: one per GPU, or one where there is none",
+        minimum=0,
+        maximum=1024,
+    )
+    host_wait: float = option(300.0, "seconds for which the hosts of a job wait for each other at the start", above=0)
     checkpoint_every: int = option(100, "steps between checkpoints", minimum=1, maximum=10**9)
     on_stop: str = option(
         "export",
@@ -219,6 +226,7 @@ class JobOptions:
         "", "s3:// URI of the checkpoints; a job that finds some continues; empty: with spot OUTPUT/checkpoints/JOB"
     )
     instance_type: str = option("ml.g4dn.xlarge", "SageMaker instance type")
+    instance_count: int = option(1, "instances that share every step of the job", minimum=1, maximum=256)
     volume_gb: int = option(50, "disk in gigabytes", minimum=1)
     max_runtime_hours: float = option(24.0, "hours after which the job is stopped", above=0, maximum=672)
     max_wait_hours: float = option(

@@ -130,8 +130,8 @@ def gpu_of_driver() -> tuple[str, ...]:
     return (str(devices[0]),) if devices else ()
 
 
-def describe(device: torch.device, precision: str, attention: str) -> str:
-    """Return the line that says what this run computes on, and how."""
+def describe(device: torch.device, precision: str, attention: str, processes: int = 1) -> str:
+    """Return the line that says what this run, of so many processes on this host, computes on, and how."""
     import torch
 
     way = f"precision {precision}, attention {attention}, {torch.get_num_threads()} threads"
@@ -144,7 +144,7 @@ def describe(device: torch.device, precision: str, attention: str) -> str:
         f"{gpu.total_memory / 2**30:.0f} GB",
         *gpu_of_driver()[1:],
         f"CUDA {torch.version.cuda}",
-        *([f"one of {count} GPUs: the others stay idle"] if count > 1 else []),
+        *([f"one of {count} GPUs: the others stay idle"] if count > 1 == processes else []),
     ]
     return f"running on {gpu.name} ({', '.join(facts)}); {way}"
 

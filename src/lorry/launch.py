@@ -1,5 +1,8 @@
 """Start a training run: what `lorry train` and the container's `train` have in common.
 
+A run is this process alone, several processes that this one starts here (and its like on other hosts), or, where
+torchrun has started this process, one of its ranks.
+
 Loading the libraries makes many objects and next to no garbage, and to look for it takes as long as a training step or
 two, so Python's garbage collector waits until they are loaded and leaves them alone from then on.
 """
@@ -7,30 +10,102 @@ two, so Python's garbage collector waits until they are loaded and leaves them a
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import gc
 import logging
+import os
+import sys
 
 from lorry.config import TrainConfig
+from lorry.distributed.hosts import Hosts
+from lorry.distributed.place import HOST_NAME, is_rank
+from lorry.errors import UserError
 from lorry.signals import Stop, StopRequestedError
 
 log = logging.getLogger("lorry")
 
+COMMAND = "LORRY_COMMAND"
+"""Variable that hands the command line, for the report, to the processes that are started."""
 
-def start(config: TrainConfig, stop: Stop, command: str) -> None:
+
+def start(config: TrainConfig, stop: Stop, command: str, hosts: Hosts | None = None) -> None:
     """Load the libraries and run the training that `config` describes; see `pipeline.run`.
+
+    Args:
+        config: The hyperparameters.
+        stop: Set where a stop is requested.
+        command: The command line, for the report.
+        hosts: Those of the run; None: this one alone.
 
     Raises:
         UserError: Something that the user can fix.
     """
+    hosts = hosts or Hosts()
+    if is_rank(os.environ):
+        _run_as_rank(config, stop, command)
+        return
     try:
         with stop.immediately():
-            gc.disable()
-            from lorry.pipeline import run
-
-            gc.freeze()
-            gc.enable()
-            atexit.register(gc.freeze)  # at exit, too, collecting what is left takes Python seconds
+            processes = config.processes or _gpus()
+            if processes == 1 and not hosts.several:
+                _load()
+        if processes > 1 or hosts.several:
+            _start_processes(config, stop, command, processes, hosts)
+            return
     except StopRequestedError:
         log.info("stopped before the run began; earlier checkpoints stay as they are")
         return
+    from lorry.pipeline import run
+
     run(config, stop, command)
+
+
+def _load() -> None:
+    gc.disable()
+    from lorry.pipeline import run  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+    atexit.register(gc.freeze)  # at exit, too, collecting what is left takes Python seconds
+
+
+def _run_as_rank(config: TrainConfig, stop: Stop, command: str) -> None:
+    """Take part in a run; its outcome, good or bad, is the same for all ranks."""
+    if config.processes and HOST_NAME not in os.environ:
+        raise UserError("torchrun has started the processes, and --processes asks for more", "Leave out --processes.")
+    from lorry.distributed.joining import joined
+
+    with joined(os.environ, stop) as ranks:
+        _load()
+        from lorry.pipeline import run
+
+        run(config, stop, os.environ.get(COMMAND, command), ranks)
+
+
+def _gpus() -> int:
+    """Return how many processes suit this host: one per GPU."""
+    gc.disable()  # until all is loaded
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _start_processes(config: TrainConfig, stop: Stop, command: str, processes: int, hosts: Hosts) -> None:
+    from lorry.distributed.agent import start_processes
+
+    gc.enable()
+    os.environ[COMMAND] = command
+    hosts = dataclasses.replace(hosts, wait=config.host_wait)
+    # -P: a folder named lorry in the working directory is not this package
+    start_processes([sys.executable, "-P", "-m", "lorry", "train", *_options(config)], processes, hosts, stop)
+
+
+def _options(config: TrainConfig) -> list[str]:
+    """Return the command-line options that make this config."""
+    options = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            text = str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+            options.append(f"--{field.name}={text}")
+    return options

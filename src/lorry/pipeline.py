@@ -2,11 +2,14 @@
 
 The base model is evaluated last, from its own files: the first step does not wait for it, nor does a run that continues
 after a stop.
+
+With several ranks, all go through the same story: what they share out they do together, and rank 0 alone writes.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
 import threading
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
@@ -17,6 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from lorry.config import TrainConfig
+from lorry.distributed.ranks import ALONE, Ranks
 from lorry.evaluation.gate import RequirementError, check_measurable, read_requirements, unmet
 from lorry.evaluation.scoring import SplitScores, measurable, score
 from lorry.model.encoder import Encoder
@@ -56,48 +60,50 @@ REFUSED_MODEL = "refused_model"  # in output_data_dir: a model that does not mee
 OTHER_FILES = 20_000_000  # bytes of tokenizer, report and the like, at most
 
 
-def run(config: TrainConfig, stop: threading.Event | None = None, command: str = "") -> None:
+def run(config: TrainConfig, stop: threading.Event | None = None, command: str = "", ranks: Ranks = ALONE) -> None:
     """Train on `config.train` and leave a proved model in `config.model_dir`, a report in `config.output_data_dir`.
 
     Args:
         config: The hyperparameters.
         stop: When set, the current step is finished, a checkpoint written, and the run ends early.
         command: The command line, for the report.
+        ranks: Those that share the run; all of them call this.
 
     Raises:
         UserError: Something that the user can fix.
     """
+    with ExitStack() as claims:
+        if ranks.first:
+            _claim_folders(config, claims)
+        _run(config, stop, command, ranks)
+        ranks.finish()
+
+
+def _claim_folders(config: TrainConfig, claims: ExitStack) -> None:
+    """Check the folders that the run writes, and keep them for it alone."""
     model_dir = Path(config.model_dir)
     check_apart(config)
     check_model_dir(model_dir)
-    with ExitStack() as claims:
-        for option in ("model_dir", "output_data_dir", "checkpoint_dir"):
-            if folder := getattr(config, option):
-                claims.enter_context(claimed(Path(folder), f"--{option}"))
-        check_results(Path(config.output_data_dir))
-        if recover(model_dir):
-            log.info("%s: put in place the finished model of a run that was killed", model_dir)
-        _run(config, stop, command)
+    for option in ("model_dir", "output_data_dir", "checkpoint_dir"):
+        if folder := getattr(config, option):
+            claims.enter_context(claimed(Path(folder), f"--{option}"))
+    check_results(Path(config.output_data_dir))
+    if recover(model_dir):
+        log.info("%s: put in place the finished model of a run that was killed", model_dir)
 
 
-def _run(config: TrainConfig, stop: threading.Event | None, command: str) -> None:
+def _run(config: TrainConfig, stop: threading.Event | None, command: str, ranks: Ranks) -> None:
     """Do the work of `run`, in folders that are this run's alone."""
+    prepared = None
     try:
         with stop.immediately() if isinstance(stop, Stop) else nullcontext():
-            requirements = read_requirements(config.require)  # a mistake there is told before any work
-            setup = prepare(config)
-            defined = {name: measurable(pairs) for name, pairs in setup.splits.items()}
-            check_measurable(requirements, defined)
-            check_space(_space_needed(setup))
-            if not set(CRITERION) & set(defined["validation"]):
-                setup = _without_choice(setup)
-            setup = with_documents(setup)
-            # Taken at the start, since a stop must not take long later.
-            fingerprints = {name: pairs.fingerprint() for name, pairs in setup.splits.items()}
-            fingerprints["base"] = setup.base.fingerprint()
+            prepared = _prepare(config, ranks)
     except StopRequestedError:
+        pass
+    if ranks.stopped_before_training(prepared is None) or prepared is None:
         log.info("stopped at step 0 of this run, before training began; earlier checkpoints stay as they are")
         return
+    setup, fingerprints = prepared
     training_log = TrainingLog(setup.sampler.steps)
     progress = _train(setup, training_log, fingerprints, stop)
     trained = _weights(setup)
@@ -108,7 +114,33 @@ def _run(config: TrainConfig, stop: threading.Event | None, command: str) -> Non
     except StopRequestedError:  # while the finished model was being evaluated
         setup.encoder.interpolate(trained, 1.0)
         progress.stopped = True
-    _leave_unfinished(setup, progress, training_log, fingerprints)
+    if ranks.first:
+        _leave_unfinished(setup, progress, training_log, fingerprints)
+
+
+def _prepare(config: TrainConfig, ranks: Ranks) -> tuple[TrainingSetup, dict[str, str]]:
+    """Return what the run stands on, and the fingerprints of pairs and base model."""
+    requirements = read_requirements(config.require)  # a mistake there is told before any work
+    setup = prepare(config, ranks)
+    defined = {name: measurable(pairs) for name, pairs in setup.splits.items()}
+    check_measurable(requirements, defined)
+    if ranks.first:
+        check_space(_space_needed(setup))
+    if not set(CRITERION) & set(defined["validation"]):
+        setup = _without_choice(setup)
+    setup = with_documents(setup)
+
+    def fingerprints() -> dict[str, str]:
+        return {name: pairs.fingerprint() for name, pairs in setup.splits.items()} | {"base": setup.base.fingerprint()}
+
+    # Taken at the start, since a stop must not take long later.
+    found = ranks.once_a_host(fingerprints, "taking fingerprints of pairs and model")
+    ranks.check_same(
+        found,
+        "this host has other pairs, or another base model, than the first one",
+        "Give all hosts the same: on SageMaker channels that are FullyReplicated, not ShardedByS3Key.",
+    )
+    return setup, found
 
 
 def _without_choice(setup: TrainingSetup) -> TrainingSetup:
@@ -140,15 +172,16 @@ def _train(
         found = _score(setup, encoder, "validation", stop)
         return found.loss, found.metrics
 
+    documents_TD = setup.documents.get("train")
     trainer = Trainer(
-        encoder, setup.texts["train"], config, setup.accelerator, documents_TD=setup.documents.get("train")
+        encoder, setup.texts["train"], config, setup.accelerator, documents_TD=documents_TD, ranks=setup.ranks
     )
     return fit(trainer, setup.splits["train"], setup.sampler, training_log, validate=validate, store=store, stop=stop)
 
 
 def _score(setup: TrainingSetup, encoder: Encoder, split: str, stop: threading.Event | None) -> SplitScores:
     documents_TD = setup.documents.get(split)
-    return score(encoder, setup.texts[split], setup.splits[split], setup.config, stop, documents_TD)
+    return score(encoder, setup.texts[split], setup.splits[split], setup.config, stop, documents_TD, setup.ranks)
 
 
 def _score_model(setup: TrainingSetup, model: PretrainedModel, stop: threading.Event | None) -> dict[str, SplitScores]:
@@ -189,14 +222,18 @@ def _finish(
     before = _score_model(setup, setup.base, stop)
     training_log.begin_with(loss=before["validation"].loss, metrics=before["validation"].metrics)
     share = _interpolate(setup, trained, before["validation"], stop)
+    if not setup.ranks.first:
+        _help_finish(setup, stop)
+        return
     failures: list[OutputError] = []
     refused: RequirementError | None = None
+    after: dict[str, SplitScores] = {}
     try:
         with staging(Path(config.model_dir)) as folder:
             proof = export(folder, setup.encoder, _probe(setup), side=config.train_side, changed=share > 0)
             of = f"to base + adapter {proof.merged_to_adapter:.6f}, " if setup.encoder.adapted else ""
             log.info("merged: cosine %sto the base %.4f", of, proof.merged_to_base)
-            after = _score_model(setup, find_pretrained(str(folder), config.max_length), stop)
+            after = _score_merged(setup, folder, stop)
             facts = gather_facts(setup, progress, training_log, before, after, command, interpolation=share)
             write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints, share))
             write_model_card(folder, facts)
@@ -207,7 +244,7 @@ def _finish(
         pass  # the results are written all the same
     except OutputError as error:
         failures.append(_rescue_adapter(setup, error))
-        after = {name: _score(setup, setup.encoder, name, stop) for name in before}
+        after = after or _score_merged(setup, None, stop)
         facts = gather_facts(setup, progress, training_log, before, after, command, interpolation=share)
     for write in (
         lambda: write_json(output / "metrics.json", facts.metrics),
@@ -225,6 +262,25 @@ def _finish(
     log.info("model: %s", config.model_dir)
     log.info("report: %s", output / "report.html")
     log.info("%s", verdict_of(facts).line)
+
+
+def _help_finish(setup: TrainingSetup, stop: threading.Event | None) -> None:
+    """Evaluate the merged model with rank 0, on another rank; the first one of every other host gets a copy of it."""
+    folder = None
+    with ExitStack() as places:
+        if setup.ranks.first_on_host:
+            folder = Path(places.enter_context(tempfile.TemporaryDirectory(prefix="lorry-merged-")))
+        _score_merged(setup, folder, stop)
+
+
+def _score_merged(setup: TrainingSetup, folder: Path | None, stop: threading.Event | None) -> dict[str, SplitScores]:
+    """Return what the model in rank 0's folder gives the pairs; where it has none, what the encoder does as it is."""
+    ranks = setup.ranks
+    if not ranks.from_first(lambda: folder is not None, "merging the model"):
+        return {name: _score(setup, setup.encoder, name, stop) for name in setup.splits if name != "train"}
+    ranks.copy_to_hosts(folder)
+    folder = ranks.once_a_host(lambda: folder, "merging the model")
+    return _score_model(setup, find_pretrained(str(folder), setup.config.max_length), stop)
 
 
 def _interpolate(

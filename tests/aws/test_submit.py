@@ -38,6 +38,7 @@ def test_every_option_reaches_aws(cloud, calls):
         test="s3://shop/test",
         model="s3://shop/base",
         instance_type="ml.m5.xlarge",
+        instance_count=2,
         volume_gb=80,
         max_runtime_hours=0.5,
         job_name="tuesday",
@@ -56,7 +57,7 @@ def test_every_option_reaches_aws(cloud, calls):
     assert modes == {"train": "FastFile", "validation": "FastFile", "test": "FastFile", "model": "File"}
     assert sent["ResourceConfig"] == {
         "InstanceType": "ml.m5.xlarge",
-        "InstanceCount": 1,
+        "InstanceCount": 2,
         "VolumeSizeInGB": 80,
         "VolumeKmsKeyId": "key-1",
         "KeepAlivePeriodInSeconds": 600,

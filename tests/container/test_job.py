@@ -82,24 +82,11 @@ def test_malformed_options_are_mistakes(root, arguments, said):
         read(root, *arguments)
 
 
-@pytest.mark.parametrize("name", ["hyperparameters", "inputdataconfig", "resourceconfig"])
+@pytest.mark.parametrize("name", ["hyperparameters", "inputdataconfig"])
 @pytest.mark.parametrize("text", ["{", "[]", '"x"', "[" * 100_000])
 def test_a_file_that_is_no_json_object(root, name, text):
     write_config(root, **{name: text})
     with pytest.raises(UserError, match=rf"{name}\.json"):
-        read(root)
-
-
-def test_several_machines_are_refused(root):
-    write_config(root, resourceconfig={"current_host": "algo-1", "hosts": ["algo-1", "algo-2"]})
-    with pytest.raises(UserError, match="2 instances"):
-        read(root)
-
-
-@pytest.mark.parametrize("resources", [{"hosts": ["algo-1"]}, {"current_host": "algo-1", "hosts": "algo-1"}])
-def test_hosts_that_the_toolkit_could_not_read(root, resources):
-    write_config(root, resourceconfig=resources)
-    with pytest.raises(UserError, match=r"resourceconfig\.json lacks hosts or current_host"):
         read(root)
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -173,3 +175,18 @@ def test_training_follows_the_loss_curve_of_the_cpu(options, tmp_path, precision
     second = len(found) // 2  # epoch
     assert np.mean(found[second:]) == pytest.approx(np.mean(wanted[second:]), rel=0.1)
     assert np.mean(found[second:]) < np.mean(found[:second])
+
+
+@pytest.mark.skipif(PRETENDED, reason="NCCL needs a GPU")
+def test_one_rank_of_torchruns_makes_the_run_of_a_process_alone(options, tmp_path):
+    """The code of several GPUs, NCCL included, on one."""
+    _, output, _ = train(options, tmp_path / "alone", precision="fp32")
+    folder = tmp_path / "rank"
+    given = options | {"precision": "fp32", "model_dir": folder / "model", "output_data_dir": folder / "output"}
+    flags = [f"--{name}={value}" for name, value in given.items()]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "lorry"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "train", *flags], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(folder / "output") == pytest.approx(losses(output), rel=1e-3)

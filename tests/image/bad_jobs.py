@@ -121,7 +121,11 @@ PLATFORM_FILES = {
     "channel that is no object": config("channel train is no object. Write", "inputdataconfig", '{"train": "File"}'),
     "pipe": config("train comes in Pipe mode. Use", "inputdataconfig", '{"train": {"TrainingInputMode": "Pipe"}}'),
     "no hosts": config("resourceconfig.json lacks hosts or current_host. Write", "resourceconfig", '{"hosts": 1}'),
-    "two hosts": config("the job has 2 instances.", "resourceconfig", '{"current_host": "a", "hosts": ["a", "b"]}'),
+    "a host of another job": config(
+        "the current host c is not among the hosts a, b.",
+        "resourceconfig",
+        '{"current_host": "c", "hosts": ["a", "b"]}',
+    ),
 }
 
 CHANNELS = {

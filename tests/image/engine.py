@@ -47,12 +47,12 @@ class Job:
         self.model = folder / "model"
         self.output = folder / "output"
 
-    def configure(self, hyperparameters=None, channels=("train",), mode="File", hosts=("algo-1",)):
+    def configure(self, hyperparameters=None, channels=("train",), mode="File", hosts=("algo-1",), current=None):
         """Write SageMaker's files."""
         config = self.folder / "input" / "config"
         config.mkdir(parents=True, exist_ok=True)
         inputs = {name: {"TrainingInputMode": mode} for name in channels}
-        resources = {"current_host": hosts[0], "hosts": list(hosts), "network_interface_name": "eth0"}
+        resources = {"current_host": current or hosts[0], "hosts": list(hosts), "network_interface_name": "eth0"}
         (config / "hyperparameters.json").write_text(json.dumps(hyperparameters or {}))
         (config / "inputdataconfig.json").write_text(json.dumps(inputs))
         (config / "resourceconfig.json").write_text(json.dumps(resources))

@@ -10,9 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from command import lorry
-from lorry.evaluation import scoring
 from lorry.hardware import choose_precision
 from lorry.logs import duration
+from lorry.model import shared_embedding
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.packing import TokenSequences
@@ -20,7 +20,6 @@ from lorry.model.pretrained import find_pretrained
 from lorry.planning import cost
 from lorry.planning.cost import Tokens
 from lorry.planning.plan import prices
-from lorry.training import loop, setup
 from test_cli import assert_one_line, rows
 
 
@@ -80,8 +79,7 @@ def test_tokens_of_evaluation_are_what_a_real_run_encodes_beside_its_steps(place
         encoded.append(int(lengths.sum()))
         return embed_all(encoder, texts, *rest, side=side)
 
-    for module in (scoring, loop, setup):
-        monkeypatch.setattr(module, "embed_all", counting)
+    monkeypatch.setattr(shared_embedding, "embed_all", counting)
     ended = lorry("train", **options | changes, model_dir=folder / recipe, output_data_dir=folder / "output")
     assert ended.code == 0, ended.output
     monkeypatch.undo()

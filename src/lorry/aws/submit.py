@@ -133,7 +133,7 @@ def request(
         "OutputDataConfig": {"S3OutputPath": options.output},
         "ResourceConfig": {
             "InstanceType": options.instance_type,
-            "InstanceCount": 1,
+            "InstanceCount": options.instance_count,
             "VolumeSizeInGB": options.volume_gb,
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": max(1, seconds)},

@@ -1,4 +1,4 @@
-"""Read a job: hyperparameters, channels and hosts become one `TrainConfig`.
+"""Read a job: hyperparameters and channels become one `TrainConfig`.
 
 Hyperparameters are taken from the command line, then from the environment (`LORRY_EPOCHS=3`), then from
 hyperparameters.json. None of SageMaker's files has to exist: `docker run` needs only pairs at /opt/ml/input/data/train.
@@ -44,10 +44,8 @@ def read_job(arguments: Sequence[str], environ: Mapping[str, str], root: Path) -
         root: /opt/ml.
 
     Raises:
-        UserError: A file of SageMaker's, a hyperparameter or a channel is wrong, there are no training pairs, or the
-            job has several instances.
+        UserError: A file of SageMaker's, a hyperparameter or a channel is wrong, or there are no training pairs.
     """
-    _check_hosts(read_config(root, "resourceconfig.json"))
     _check_log_level(environ)
     folders = read_channels(root / "input" / "data", read_config(root, "inputdataconfig.json"))
     outputs = {"model_dir": root / "model", "output_data_dir": root / "output" / "data"}
@@ -79,21 +77,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add_options(made, TrainConfig)
     return made
-
-
-def _check_hosts(resources: Mapping[str, Any]) -> None:
-    if not resources:
-        return
-    hosts = resources.get("hosts")
-    if not isinstance(hosts, list) or not isinstance(resources.get("current_host"), str):
-        raise UserError(
-            "resourceconfig.json lacks hosts or current_host",
-            'Write {"current_host": "algo-1", "hosts": ["algo-1"]}, or leave the file out.',
-        )
-    if len(hosts) > 1:
-        raise UserError(
-            f"the job has {len(hosts)} instances", "Lorry trains on one for now: set the instance count to 1."
-        )
 
 
 def _check_log_level(environ: Mapping[str, str]) -> None:

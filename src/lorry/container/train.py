@@ -6,15 +6,16 @@ import functools
 import logging
 import os
 import shlex
-import signal
 import sys
 
 from lorry.config import TrainConfig
 from lorry.container.contract import in_script_mode, is_sagemaker, ml_folder
 from lorry.container.environment import set_library_environment
 from lorry.container.failure import recorded, remove_failure
+from lorry.container.hosts import read_hosts
 from lorry.container.job import parser, read_job
 from lorry.container.storage import check_outputs, check_temporary_folder
+from lorry.distributed.hosts import Hosts
 from lorry.errors import UserError
 from lorry.launch import start
 from lorry.logs import OutputClosedError, configure_logging, give_up_output
@@ -48,7 +49,7 @@ def main() -> None:
     logging.getLogger().setLevel(logging.WARNING)  # the toolkit lets every library log what it does
     try:
         with recorded(ml_folder()):
-            start(_job(), _stop(), _command())
+            _start()
     except UserError as error:
         raise ClientError(str(error)) from None
     except OutputClosedError as error:
@@ -76,7 +77,7 @@ def _train() -> None:
     stop = _stop()
     try:
         with stop.immediately():
-            config = _job()
+            _job()
             if is_sagemaker():
                 from sagemaker_training import trainer
     except StopRequestedError:
@@ -84,23 +85,36 @@ def _train() -> None:
         return
     if is_sagemaker():
         trainer.train()  # calls main() in this process, and exits
-    start(config, stop, _command())
+    _start()
+
+
+def _start() -> None:
+    config, hosts = _job()
+    start(config, _stop(), _command(), hosts)
 
 
 @functools.cache
-def _job() -> TrainConfig:
-    """Return this process's job, read and checked once.
+def _job() -> tuple[TrainConfig, Hosts]:
+    """Return this process's job and its hosts, read and checked once.
 
     Raises:
-        UserError: It cannot be run.
+        UserError: It cannot be run; the other hosts are told.
     """
     root = ml_folder()
     remove_failure(root)
     check_temporary_folder()
-    config = read_job(sys.argv[1:], os.environ, root)
-    config = check_outputs(config, root, warn=not (is_sagemaker() or in_script_mode()))
+    hosts = read_hosts(root)
+    try:
+        config = read_job(sys.argv[1:], os.environ, root)
+        config = check_outputs(config, root, warn=not (is_sagemaker() or in_script_mode()))
+    except Exception as error:
+        if hosts.several:
+            from lorry.distributed.agent import tell_other_hosts
+
+            tell_other_hosts(error, hosts, _stop())
+        raise
     set_library_environment(config)
-    return config
+    return config, hosts
 
 
 @functools.cache
@@ -109,9 +123,7 @@ def _stop() -> Stop:
 
     Process 1 gets no signal that it has no handler for: docker/train blocks them up to here.
     """
-    stop = stop_on_signals()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-    return stop
+    return stop_on_signals()
 
 
 def _command() -> str:

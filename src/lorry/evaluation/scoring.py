@@ -12,10 +12,11 @@ from torch import Tensor
 from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
 from lorry.data.sampler import BatchSampler
+from lorry.distributed.ranks import ALONE, Ranks
 from lorry.errors import UserError
 from lorry.evaluation import metrics
-from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
+from lorry.model.shared_embedding import embed_shared
 from lorry.model.tokens import TokenizedTexts
 from lorry.names import METRICS, OFFICIAL_NDCG
 from lorry.training.batches import make_batch
@@ -44,6 +45,7 @@ def score(
     config: TrainConfig,
     stop: threading.Event | None = None,
     documents_TD: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> SplitScores:
     """Score every pair by the cosine of its two embeddings and measure the result.
 
@@ -54,13 +56,20 @@ def score(
         config: Says how, and which loss to compute.
         stop: Give up when this is set.
         documents_TD: Embeddings of the product texts by another model; None: `encoder` embeds them too.
+        ranks: Those that share the texts to encode; rank 0 does the rest, and all get the result.
 
     Raises:
         StopRequestedError: `stop` was set.
         UserError: A similarity is not a finite number.
     """
     side = "both" if documents_TD is None else "query"
-    all_ND = embed_all(encoder, texts, config.eval_batch_size, stop, side=side)
+    all_ND = embed_shared(encoder, texts, config.eval_batch_size, stop, ranks, side=side, everywhere=False)
+    return ranks.from_first(lambda: _scored(all_ND, texts, pairs, config, documents_TD), "scoring pairs")
+
+
+def _scored(
+    all_ND: Tensor, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig, documents_TD: Tensor | None
+) -> SplitScores:
     all_ND = torch.nn.functional.normalize(
         all_ND if documents_TD is None else torch.cat([all_ND, documents_TD]), dim=-1
     )

@@ -38,7 +38,8 @@ FILES = {"adapters.safetensors", "optimizer.safetensors", "kept.safetensors", "t
 # compared by their content, wherever they lie.
 NOT_COMPARED = {
     "train", "validation", "test", "pretrained_model", "model_dir", "output_data_dir", "checkpoint_dir",
-    "eval_batch_size", "log_every", "checkpoint_every", "on_stop", "interpolation", "require", "cuda_graphs",
+    "eval_batch_size", "log_every", "checkpoint_every", "on_stop", "interpolation", "require", "processes", "host_wait",
+    "cuda_graphs",
 }  # fmt: skip
 
 

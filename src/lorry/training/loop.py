@@ -22,7 +22,7 @@ from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
 from lorry.data.sampler import BatchSampler
 from lorry.errors import UserError
-from lorry.model.embedding import embed_all
+from lorry.model.shared_embedding import embed_shared
 from lorry.outputs import OutputError
 from lorry.signals import StopRequestedError
 from lorry.training.ahead import Ahead
@@ -98,11 +98,9 @@ def fit(
     Raises:
         UserError: The loss is no longer finite, a checkpoint belongs to another run, or memory or disk is too small.
     """
-    config, texts, device = trainer.config, trainer.texts, trainer.accelerator.device
+    config, texts, device, ranks = trainer.config, trainer.texts, trainer.accelerator.device, trainer.ranks
     progress = _resume(store, trainer, training_log)
-    trainer.max_tokens = (
-        config.micro_batch_tokens or progress.micro_batch_tokens or tokens_that_fit(trainer.encoder, texts)
-    )
+    trainer.max_tokens = config.micro_batch_tokens or progress.micro_batch_tokens or _tokens_that_fit(trainer)
 
     def make(step: int) -> tuple[Batch, Parts]:
         batch = make_batch(texts, pairs, sampler.batch(step), device, progress.negatives)
@@ -137,7 +135,7 @@ def fit(
                 mean = _mean(progress.losses, progress.step)
                 training_log.train(progress.step, sampler.epoch(progress.step), loss=mean, lr=lr)
                 progress.losses.clear()
-            progress.stopped = stop is not None and stop.is_set()
+            progress.stopped = ranks.any(stop is not None and stop.is_set())
             if at_end or progress.stopped or progress.step % config.checkpoint_every == 0:
                 _save(store, trainer, progress, training_log)
     progress.weights_of_step = progress.step
@@ -146,6 +144,13 @@ def fit(
         log.info("taking the weights of epoch %d, which ranked best on validation", sampler.epoch(progress.best.step))
         progress.best.restore(trainer.weights)
     return progress
+
+
+def _tokens_that_fit(trainer: Trainer) -> int:
+    """Return how many tokens every rank has memory for in a forward pass; on a CPU the ranks of a host share it."""
+    ranks = trainer.ranks
+    fit = tokens_that_fit(trainer.encoder, trainer.texts)
+    return ranks.smallest(fit if trainer.encoder.device.type == "cuda" else max(1, fit // ranks.local_size))
 
 
 def _evaluate(
@@ -181,13 +186,13 @@ def _mine(trainer: Trainer, pairs: Pairs, stop: threading.Event | None) -> np.nd
     Raises:
         StopRequestedError: `stop` was set.
     """
-    encoder, texts, size = trainer.encoder, trainer.texts, trainer.config.eval_batch_size
+    encoder, texts, size, ranks = trainer.encoder, trainer.texts, trainer.config.eval_batch_size, trainer.ranks
     text_TD = trainer.documents_TD
     if text_TD is None:
-        text_TD = embed_all(encoder, texts, size, stop, side="document")
-    query_QD = embed_all(encoder, texts, size, stop, side="query")
+        text_TD = embed_shared(encoder, texts, size, stop, ranks, side="document")
+    query_QD = embed_shared(encoder, texts, size, stop, ranks, side="query")
     device = encoder.device
-    return mine(query_QD.to(device), text_TD.to(device), pairs, trainer.config.hard_negatives, stop)
+    return mine(query_QD.to(device), text_TD.to(device), pairs, trainer.config.hard_negatives, stop, ranks)
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -205,7 +210,7 @@ def _mean(losses: list[Tensor], step: int) -> float:
 
 
 def _resume(store: CheckpointStore | None, trainer: Trainer, training_log: TrainingLog) -> Progress:
-    checkpoint = store.load() if store is not None else None
+    checkpoint = trainer.ranks.from_first(store.load, "reading the checkpoint") if store is not None else None
     if checkpoint is None:
         return Progress()
     for name, weight in trainer.weights.items():
@@ -227,7 +232,7 @@ def _resume(store: CheckpointStore | None, trainer: Trainer, training_log: Train
 
 
 def _save(store: CheckpointStore | None, trainer: Trainer, progress: Progress, training_log: TrainingLog) -> None:
-    if store is None:
+    if store is None or not trainer.ranks.first:
         return
     try:
         store.save(_checkpoint(trainer, progress, training_log))

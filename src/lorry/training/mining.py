@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from lorry.data.pairs import Pairs
 from lorry.data.strings import fold
+from lorry.distributed.ranks import ALONE, Ranks
 from lorry.signals import StopRequestedError
 
 log = logging.getLogger("lorry")
@@ -28,7 +29,12 @@ PAIRS_AT_ONCE = 65_536
 
 
 def mine(
-    query_QD: Tensor, text_TD: Tensor, pairs: Pairs, count: int, stop: threading.Event | None = None
+    query_QD: Tensor,
+    text_TD: Tensor,
+    pairs: Pairs,
+    count: int,
+    stop: threading.Event | None = None,
+    ranks: Ranks = ALONE,
 ) -> np.ndarray:
     """Return the hard negatives of every query, [Q, count] indices into the texts, the hardest first; -1 for none.
 
@@ -41,6 +47,7 @@ def mine(
         pairs: The training pairs.
         count: Negatives per query.
         stop: Give up when this is set.
+        ranks: Those that share out the queries.
 
     Raises:
         StopRequestedError: `stop` was set.
@@ -53,19 +60,26 @@ def mine(
     alike = np.bincount(pairs.query, weights=np.bincount(product)[product[pairs.text]])  # no fewer than cannot be taken
     nearest = min(len(text_TD), count + int(alike.max(initial=0)))
     at_once = max(1, CELLS // max(len(text_TD), 1))
-    mined = np.full((len(query_QD), count), -1, np.int32)
-    for start in range(0, len(query_QD), at_once):
+    shares = np.array_split(np.arange(len(query_QD)), ranks.size)
+    own, stopped = shares[ranks.rank], False
+    own_mined = np.full((len(own), count), -1, np.int32)
+    for start in range(0, len(own), at_once):
         if stop is not None and stop.is_set():
-            raise StopRequestedError
-        scores_QT = query_QD[start : start + at_once] @ text_TD.t()
-        too_near = scores_QT >= limit_Q[start : start + at_once, None].to(scores_QT.device)
+            stopped = True
+            break
+        part = slice(own[start], own[min(start + at_once, len(own)) - 1] + 1)
+        scores_QT = query_QD[part] @ text_TD.t()
+        too_near = scores_QT >= limit_Q[part, None].to(scores_QT.device)
         values, texts = scores_QT.masked_fill_(too_near, float("-inf")).topk(nearest, dim=1)
         found = np.where(values.isfinite().cpu().numpy(), texts.cpu().numpy(), -1)
-        for query in range(start, start + len(found)):
+        for query in range(part.start, part.stop):
             judged = pairs.text[order[ends[query] : ends[query + 1]]]
-            candidates = found[query - start][found[query - start] >= 0]
+            candidates = found[query - part.start][found[query - part.start] >= 0]
             taken = candidates[~np.isin(product[candidates], product[judged])][: max(wanted[query], 0)]
-            mined[query, : len(taken)] = taken
+            own_mined[query - own[0], : len(taken)] = taken
+    if ranks.any_after_work(stopped, "mining"):
+        raise StopRequestedError
+    mined: np.ndarray = ranks.collect(torch.from_numpy(own_mined), shares, everywhere=True).numpy()
     log.info("mined %d hard negatives for %d queries", int((mined >= 0).sum()), int((mined >= 0).any(1).sum()))
     return mined
 

@@ -35,7 +35,7 @@ class TrainingLog:
     def running(self, step: int) -> Iterator[None]:
         """Measure speed from this step on; on a terminal, show a progress bar that log lines do not break."""
         self._began, self._first, self._pairs = time.perf_counter(), step, 0
-        if not sys.stderr.isatty():
+        if not sys.stderr.isatty() or not log.isEnabledFor(logging.INFO):  # nor on ranks that log nothing
             yield
             return
         with (

@@ -15,13 +15,14 @@ from torch import Tensor
 from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs, read_splits
 from lorry.data.sampler import BatchSampler
+from lorry.distributed.ranks import ALONE, Ranks
 from lorry.errors import UserError
 from lorry.hardware import choose_precision, describe, make_accelerator
 from lorry.loss_sum import dims_of
-from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.merge import DOCUMENT_MODEL
 from lorry.model.pretrained import PretrainedModel, find_pretrained
+from lorry.model.shared_embedding import embed_shared
 from lorry.model.tokens import TokenizedTexts, tokenize
 from lorry.training.checkpoint import precision_of_checkpoint
 
@@ -46,37 +47,56 @@ class TrainingSetup:
     documents: dict[str, Tensor] = field(default_factory=dict)
     """Embeddings [T, D] of each split's product texts, on the CPU, where queries alone are trained: see
     `with_documents`."""
+    ranks: Ranks = ALONE
 
 
-def prepare(config: TrainConfig) -> TrainingSetup:
-    """Read the pairs, load the base model, attach the adapters and tokenise every text once.
+def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> TrainingSetup:
+    """Read the pairs, load the base model, attach the adapters and tokenise every text once, or once a host.
 
     A run that continues computes in the precision of its checkpoint, whatever this device would choose.
+
+    Args:
+        config: The hyperparameters.
+        ranks: Those that share the run.
 
     Raises:
         UserError: Pairs, model or options are not as they should be.
     """
     set_seed(config.seed)
-    begun = precision_of_checkpoint(Path(config.checkpoint_dir)) if config.checkpoint_dir else ""
-    accelerator, precision = make_accelerator(begun if begun and config.precision == "auto" else config.precision)
+    begun, asked = ranks.from_first(lambda: _precisions(config), "looking at checkpoints")
+    accelerator, precision = make_accelerator(asked)
     if begun and choose_precision("auto", accelerator.device) != begun == precision:
         log.warning("continuing in %s, as the run began: on this device it may be slow", precision)
-    base = find_pretrained(config.pretrained_model, config.max_length)
+    base = ranks.once_a_host(
+        lambda: find_pretrained(config.pretrained_model, config.max_length), "finding the base model"
+    )
     if (base.folder / DOCUMENT_MODEL).is_dir():
         raise UserError(
             f"{config.pretrained_model} is a model of queries alone: products have another, in its {DOCUMENT_MODEL}/",
             "Give a model of both as --pretrained_model, such as the one that it was trained from.",
         )
     attention = "packed" if base.architecture.packs else f"padded ({base.model_type} models cannot be packed)"
-    log.info("%s", describe(accelerator.device, precision, attention))
-    splits = read_splits(config)
+    log.info("%s", describe(accelerator.device, precision, attention, ranks.local_size))
+    splits = ranks.once_a_host(lambda: read_splits(config), "reading the pairs")
     check_teacher(config, splits["train"])
     encoder = trainable_encoder(config, base, precision, accelerator.device)
-    texts = {name: tokenize(pairs, base) for name, pairs in splits.items()}
+    texts = ranks.once_a_host(
+        lambda: {name: tokenize(pairs, base) for name, pairs in splits.items()}, "tokenising the texts"
+    )
     sampler = BatchSampler(splits["train"].query, config.batch_size, config.epochs, config.seed)
     weights = sum(weight.numel() for weight in encoder.trainable().values())
     log.info("training %s weights of %s, %d pairs per optimizer step", f"{weights:,}", base.name, config.batch_size)
-    return TrainingSetup(config, accelerator, base, encoder, splits, texts, sampler)
+    return TrainingSetup(config, accelerator, base, encoder, splits, texts, sampler, ranks=ranks)
+
+
+def _precisions(config: TrainConfig) -> tuple[str, str]:
+    """Return the precision in which the run began, if it is continued, and the one to compute in.
+
+    With several ranks, rank 0 chooses for all: its hardware and its checkpoints count.
+    """
+    begun = precision_of_checkpoint(Path(config.checkpoint_dir)) if config.checkpoint_dir else ""
+    asked = begun if begun and config.precision == "auto" else config.precision
+    return begun, choose_precision(asked, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def with_documents(setup: TrainingSetup) -> TrainingSetup:
@@ -86,7 +106,8 @@ def with_documents(setup: TrainingSetup) -> TrainingSetup:
         return setup
     log.info("embedding the products once, with the base model")
     documents = {
-        name: embed_all(encoder, texts, config.eval_batch_size, side="document") for name, texts in setup.texts.items()
+        name: embed_shared(encoder, texts, config.eval_batch_size, ranks=setup.ranks, side="document")
+        for name, texts in setup.texts.items()
     }
     return replace(setup, documents=documents)
 

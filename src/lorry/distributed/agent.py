@@ -1,0 +1,292 @@
+"""The agent of a host: torchrun's, in this process. It starts the host's processes and ends when they have ended.
+
+The run's store is the first host's agent's. By it the agents find each other, watch each other, and learn what failed
+anywhere; torchrun's static rendezvous then uses the same store and port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import psutil
+import torch
+from torch.distributed import Store
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import registry as rendezvous
+
+from lorry.distributed.hosts import Hosts
+from lorry.distributed.place import HOST_NAME
+from lorry.distributed.store import Failure, connect, failure_of, read_failure, serve, tell
+from lorry.distributed.watch import Watch
+from lorry.errors import UserError
+from lorry.signals import Stop, StopRequestedError
+
+log = logging.getLogger("lorry")
+
+POLL = 0.2  # seconds between two looks at the processes
+GRACE = 6.0  # seconds that processes have to end by themselves after a failure
+FAREWELL = 5.0  # seconds that the first host's store outlives a failure, so that all can read it
+ARRIVAL = 15.0  # seconds for which a host that cannot start waits to tell the others why
+EXIT = 60.0  # seconds for which agents wait for each other after success
+
+
+def start_processes(command: Sequence[str], processes: int, hosts: Hosts, stop: Stop) -> None:
+    """Run a command in several processes on this host, as ranks of one run with those of the other hosts.
+
+    Args:
+        command: Program and arguments.
+        processes: How many on this host.
+        hosts: The run's hosts.
+        stop: When set, the processes get a SIGTERM.
+
+    Raises:
+        StopRequestedError: `stop` was set, here or on another host, before all hosts were there.
+        UserError: What failed first, on whatever host.
+    """
+    store, port = _open_store(hosts, stop)
+    watch: Watch | None = None
+    failures: list[Failure] = []
+    try:
+        _wait_for_hosts(store, hosts, stop)
+        members = {_key(host): host for host in hosts.names}
+        watch = Watch(partial(connect, _address(hosts), port), _key(hosts.name), members, failures.append)
+        watch.start()
+        _set_environment(hosts, processes)
+        _supervise(_Agent(_spec(command, processes, hosts, port), hosts, store), store, stop, failures)
+    except UserError as error:
+        raise _tell_and_leave(store, failure_of("", error), hosts) from None
+    finally:
+        if watch is not None:
+            watch.end()
+
+
+def tell_other_hosts(error: BaseException, hosts: Hosts, stop: Stop) -> None:
+    """Let the other hosts, which wait for this one, know why it does not come."""
+    hosts = dataclasses.replace(hosts, wait=ARRIVAL)  # all come at about the same time
+    with contextlib.suppress(UserError, StopRequestedError):
+        store, _ = _open_store(hosts, stop)
+        _tell_and_leave(store, failure_of(f"host {hosts.name}", error), hosts, ARRIVAL)
+
+
+class _Agent(LocalElasticAgent):
+    """torchrun's agent; where a process dies, it tells what of, and gives the others little time."""
+
+    def __init__(self, spec: WorkerSpec, hosts: Hosts, store: Store) -> None:
+        self.folder = tempfile.mkdtemp(prefix="lorry-agent-")
+        super().__init__(spec, logs_specs=DefaultLogsSpecs(log_dir=self.folder), exit_barrier_timeout=EXIT)
+        self._hosts, self._board = hosts, store
+
+    def processes(self) -> list[int]:
+        """Return the ids of the processes that were started."""
+        return [worker.id for worker in self.get_worker_group().workers if isinstance(worker.id, int)]
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        for worker in worker_group.workers:
+            if died := _death(worker.id):
+                with contextlib.suppress(RuntimeError):  # the store is gone: that has a cause, and a watch, of its own
+                    tell(self._board, Failure(f"rank {worker.global_rank} on {self._hosts.name}", *died))
+                _end(self.processes())
+                break
+        result: RunResult = super()._monitor_workers(worker_group)
+        return result
+
+
+def _supervise(agent: _Agent, store: Store, stop: Stop, failures: list[Failure]) -> None:
+    """Run the agent in a thread and hand on a stop.
+
+    Raises:
+        UserError: What failed first: `failures` has what the watch over the hosts found, the store what ranks did.
+    """
+    results: list[RunResult | BaseException] = []
+
+    def work() -> None:
+        # The processes inherit this: a signal waits until they have a handler.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        try:
+            results.append(agent.run())
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    try:
+        thread.start()
+        handed_on: list[int] = []
+        while thread.is_alive() and not failures:
+            thread.join(POLL)
+            if stop.is_set() and not handed_on:
+                handed_on = agent.processes()
+                _signal(handed_on, signal.SIGTERM)
+        if failures:
+            _end(agent.processes())
+            raise failures[0].error()
+        (result,) = results
+        if isinstance(result, BaseException):
+            raise result
+        if result.is_failed():
+            raise _first_failure(result, store).error()
+    finally:
+        _signal(agent.processes(), signal.SIGKILL)  # none is left but after an exception, such as a second Ctrl-C
+        shutil.rmtree(agent.folder, ignore_errors=True)
+
+
+def _first_failure(result: RunResult, store: Store) -> Failure:
+    """Return what failed first: the store has it, and each process of ours has written it down."""
+    with contextlib.suppress(RuntimeError):
+        if failure := read_failure(store.get("failure")):
+            return failure
+    for process in result.failures.values():
+        if isinstance(content := process.error_file_data["message"], dict):
+            return Failure(**content["message"])
+    return Failure("", "a process has failed", "The log has the reason.")
+
+
+def _open_store(hosts: Hosts, stop: Stop) -> tuple[Store, int]:
+    """Return a client of the store on the first host, which runs it, and its port.
+
+    Raises:
+        StopRequestedError: `stop` was set.
+        UserError: The first host does not come.
+    """
+    if hosts.number == 0:
+        return serve(hosts.port)
+    end = time.monotonic() + hosts.wait
+    while True:
+        if stop.is_set():
+            raise StopRequestedError
+        try:
+            return connect(_address(hosts), hosts.port), hosts.port
+        except OSError as error:
+            if time.monotonic() > end:
+                raise _missing([hosts.names[0]], hosts, f" ({error.strerror or error})") from None
+        time.sleep(POLL)
+
+
+def _wait_for_hosts(store: Store, hosts: Hosts, stop: Stop) -> None:
+    """Wait until the agents of all hosts are there; whether they go on or stop is decided once for all.
+
+    Raises:
+        StopRequestedError: A stop was requested on some host.
+        UserError: A host does not come, or has failed.
+    """
+    store.set(_key(hosts.name), "0")
+    if store.add("hosts here", 1) == len(hosts.names):
+        store.compare_set("hosts", "", "met")
+    end = time.monotonic() + hosts.wait
+    while not (outcome := store.compare_set("hosts", "", "")):
+        if failure := read_failure(store.get("failure")):
+            raise failure.error()
+        if stop.is_set():
+            store.compare_set("hosts", "", "stopped")
+        elif time.monotonic() > end:
+            raise _missing([host for host in hosts.names if not store.check([_key(host)])], hosts)
+        time.sleep(POLL)
+    if outcome == b"stopped":
+        raise StopRequestedError
+
+
+def _missing(names: list[str], hosts: Hosts, reason: str = "") -> UserError:
+    return UserError(
+        f"host {', '.join(names)} did not come within {hosts.wait:.0f} seconds{reason}",
+        "Look at its log; --host_wait gives it more time.",
+    )
+
+
+def _tell_and_leave(store: Store, failure: Failure, hosts: Hosts, farewell: float = FAREWELL) -> UserError:
+    """Tell the other hosts of a failure; the first host stays until they have read it. Return what failed first."""
+    with contextlib.suppress(RuntimeError):
+        failure = tell(store, failure)
+        told, end = store.add("hosts told", 1), time.monotonic() + farewell
+        while hosts.number == 0 and told < len(hosts.names) and time.monotonic() < end:
+            time.sleep(POLL)
+            told = store.add("hosts told", 0)
+    return failure.error()
+
+
+def _spec(command: Sequence[str], processes: int, hosts: Hosts, port: int) -> WorkerSpec:
+    parameters = RendezvousParameters(
+        backend="static", endpoint=f"{_address(hosts)}:{port}", run_id="lorry", min_nodes=len(hosts.names),
+        max_nodes=len(hosts.names), rank=hosts.number, timeout=hosts.wait,
+    )  # fmt: skip
+    return WorkerSpec(
+        role="rank",
+        local_world_size=processes,
+        entrypoint=command[0],
+        args=tuple(command[1:]),
+        rdzv_handler=rendezvous.get_rendezvous_handler(parameters),
+        max_restarts=0,
+        monitor_interval=POLL,
+    )
+
+
+def _set_environment(hosts: Hosts, processes: int) -> None:
+    """Set what the processes inherit, and keep torchrun's own words out of the log."""
+    os.environ[HOST_NAME] = hosts.name
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what it says of a lost connection, over pages
+    if hosts.interface:
+        os.environ["NCCL_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"] = hosts.interface
+    elif not hosts.several and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name need not lead anywhere
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _death(process: int) -> tuple[str, str] | None:
+    """Return what a process died of and a hint, None where it lives or has ended well; it can still be waited for."""
+    if not hasattr(os, "waitid"):  # macOS; torchrun then ends the others in half a minute
+        return None
+    found = None
+    with contextlib.suppress(ChildProcessError):
+        found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if found is None or (found.si_code == os.CLD_EXITED and found.si_status == 0):
+        return None
+    if found.si_code == os.CLD_EXITED:
+        return f"the process ended with exit code {found.si_status}", "The log has the reason."
+    if found.si_status == signal.SIGKILL:
+        hint = "Linux does so when memory is out: lower batch_size or micro_batch_tokens, or take larger hosts."
+        return "the process was killed (SIGKILL)", hint
+    return f"the process was ended by {signal.Signals(found.si_status).name}", "Look at the end of its log."
+
+
+def _end(processes: list[int]) -> None:
+    """Give processes some seconds to end by themselves, as they do when they learn of a failure, then kill them."""
+    end = time.monotonic() + GRACE
+    while time.monotonic() < end and any(map(_is_running, processes)):
+        time.sleep(POLL)
+    _signal(filter(_is_running, processes), signal.SIGKILL)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(processes: Iterable[int], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def _key(host: str) -> str:
+    return f"host {host}"
+
+
+def _address(hosts: Hosts) -> str:
+    return hosts.names[0] if hosts.several else "localhost"
