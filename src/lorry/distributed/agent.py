@@ -32,7 +32,7 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 from lorry.distributed.hosts import Hosts
 from lorry.distributed.place import HOST_NAME
 from lorry.distributed.store import ANSWER, Failure, connect, failure_of, read_failure, serve, tell
-from lorry.distributed.watch import Watch
+from lorry.distributed.watch import SILENCE, Watch
 from lorry.errors import UserError
 from lorry.signals import Stop, StopRequestedError
 
@@ -103,11 +103,18 @@ class _Agent(LocalElasticAgent):
         for worker in worker_group.workers:
             if died := _death(worker.id):
                 with contextlib.suppress(RuntimeError):  # the store is gone: that has a cause, and a watch, of its own
-                    tell(self._board, Failure(f"rank {worker.global_rank} on {self._hosts.name}", *died))
+                    self._tell(Failure(f"rank {worker.global_rank} on {self._hosts.name}", *died))
                 _end(self.processes())
                 break
         result: RunResult = super()._monitor_workers(worker_group)
         return result
+
+    def _tell(self, failure: Failure) -> None:
+        """Tell what a process died of; where NCCL has ended it, what has cut it off comes first."""
+        end = time.monotonic() + (SILENCE + 2 if "SIGABRT" in failure.cause else 0)
+        while time.monotonic() < end and not self._board.get("failure"):
+            time.sleep(POLL)
+        tell(self._board, failure)
 
 
 def _supervise(agent: _Agent, store: Store, stop: Stop, failures: list[Failure]) -> None:
