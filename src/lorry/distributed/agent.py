@@ -101,11 +101,13 @@ class _Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         for worker in worker_group.workers:
-            if died := _death(worker.id):
+            if (code := _exit_code(worker.id)) == 0:
+                continue
+            if code < 0:  # else it has told itself what of
                 with contextlib.suppress(RuntimeError):  # the store is gone: that has a cause, and a watch, of its own
-                    self._tell(Failure(f"rank {worker.global_rank} on {self._hosts.name}", *died))
-                _end(self.processes())
-                break
+                    self._tell(_killed(f"rank {worker.global_rank} on {self._hosts.name}", signal.Signals(-code)))
+            _end(self.processes())
+            break
         result: RunResult = super()._monitor_workers(worker_group)
         return result
 
@@ -163,7 +165,8 @@ def _first_failure(result: RunResult, store: Store) -> Failure:
     for process in result.failures.values():
         if isinstance(content := process.error_file_data["message"], dict):
             return Failure(**content["message"])
-    return Failure("", "a process has failed", "The log has the reason.")
+    rank, process = next(iter(result.failures.items()))
+    return Failure("", f"rank {rank} ended with exit code {process.exitcode}", "The log of its host has the reason.")
 
 
 def _open_store(hosts: Hosts, stop: Stop) -> tuple[Store, int]:
@@ -289,21 +292,23 @@ def _set_environment(hosts: Hosts, processes: int) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _death(process: int) -> tuple[str, str] | None:
-    """Return what a process died of and a hint, None where it lives or has ended well; it can still be waited for."""
+def _exit_code(process: int) -> int:
+    """Return the exit code of a process, which can still be waited for: 0 while it runs, negative for a signal."""
     if not hasattr(os, "waitid"):  # macOS; torchrun then ends the others in half a minute
-        return None
+        return 0
     found = None
     with contextlib.suppress(ChildProcessError):
         found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if found is None or (found.si_code == os.CLD_EXITED and found.si_status == 0):
-        return None
-    if found.si_code == os.CLD_EXITED:
-        return f"the process ended with exit code {found.si_status}", "The log has the reason."
-    if found.si_status == signal.SIGKILL:
+    if found is None:
+        return 0
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def _killed(where: str, number: signal.Signals) -> Failure:
+    if number == signal.SIGKILL:
         hint = "Linux does so when memory is out: lower batch_size or micro_batch_tokens, or take larger hosts."
-        return "the process was killed (SIGKILL)", hint
-    return f"the process was ended by {signal.Signals(found.si_status).name}", "Look at the end of its log."
+        return Failure(where, "the process was killed (SIGKILL)", hint)
+    return Failure(where, f"the process was ended by {number.name}", "Look at the end of its log.")
 
 
 def _end(processes: list[int]) -> None:
