@@ -39,9 +39,7 @@ def main() -> None:
         if unknown:
             _refuse(unknown[0], arguments)
         if is_rank(os.environ) and arguments.call is not _train:
-            raise UserError(
-                "of all commands torchrun can start `lorry train` alone", "Start this one without torchrun."
-            )
+            raise UserError("torchrun is for `lorry train` alone", "Start this command without it.")
         arguments.call(arguments)
     except UserError as error:
         _fail(str(error))

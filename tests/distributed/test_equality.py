@@ -34,7 +34,9 @@ def alone(folder, **options):
     return ranks, process
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if number < 2 else [pytest.mark.slow]) for number, name in enumerate(RECIPES)]
+)
 def test_several_ranks_make_the_steps_of_one(name, tmp_path, recipe):
     """Nothing is off by the number of ranks, in another order, or left out: every gradient is that of one process."""
     options = recipe | RECIPES[name]
@@ -51,7 +53,9 @@ def test_several_ranks_make_the_steps_of_one(name, tmp_path, recipe):
         assert not any("loss" in run.said for run in many.runs[1:]), "rank 0 speaks for all"
 
 
-@pytest.mark.parametrize("sizes", [(2, 2), (2, 1), (1, 3)])
+@pytest.mark.parametrize(
+    "sizes", [(2, 2), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in [(2, 1), (1, 3)])]
+)
 def test_a_run_is_continued_by_as_many_ranks_or_others(sizes, tmp_path, recipe):
     """Byte for byte by as many, within rounding by others."""
     options = recipe | {"epochs": 2}
@@ -68,6 +72,7 @@ def test_a_run_is_continued_by_as_many_ranks_or_others(sizes, tmp_path, recipe):
     assert np.abs(ranks.weights - whole.weights).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_the_same_ranks_twice_are_the_same_bytes(tmp_path, recipe):
     first, second = (Ranks(tmp_path / name, 2, **recipe) for name in "ab")
     assert first.finish() == second.finish() == [0, 0], first.said + second.said
@@ -99,6 +104,7 @@ def test_an_overflow_on_one_rank_skips_the_step_on_all(tmp_path, recipe):
     assert ["False" in line for line in sums[0].splitlines()[11:14]] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_out_of_memory_on_one_rank_makes_its_parts_alone_smaller(tmp_path, recipe):
     import torch
 

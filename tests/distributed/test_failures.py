@@ -66,7 +66,7 @@ def end_of(ranks, prepare):
     ("error", "cause"),
     [
         (UserError("the label is odd", "Mend it."), "rank 1 on algo-2: the label is odd"),
-        (MemoryError(), "rank 1 on algo-2: out of memory"),
+        pytest.param(MemoryError(), "rank 1 on algo-2: out of memory", marks=pytest.mark.slow),
         (IndexError("of 2"), "rank 1 on algo-2: IndexError: of 2 (at training/loop.py:"),
     ],
     ids=["mistake", "memory", "crash"],
@@ -79,7 +79,7 @@ def test_a_rank_that_fails_ends_all_with_its_cause(tmp_path, recipe, error, caus
     assert seconds < 20
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_rank_that_is_gone_ends_the_others(tmp_path, recipe, number):
     """Its own agent knows more of a process that was killed; these have none."""
     ranks = Ranks(tmp_path, 3, ("algo-1", "algo-1", "algo-2"), **recipe)
@@ -94,6 +94,7 @@ def test_a_rank_that_is_gone_ends_the_others(tmp_path, recipe, number):
     assert "rank 1 on algo-1 has not answered for " in causes[0]
 
 
+@pytest.mark.slow
 def test_where_the_first_host_is_gone_the_others_name_it(tmp_path, recipe):
     """It runs the store: nobody can tell anybody anything any more."""
 
@@ -115,6 +116,7 @@ def test_a_stop_of_one_rank_stops_all_at_the_same_step(tmp_path, recipe):
     assert ranks.causes() == [None, None]
 
 
+@pytest.mark.slow
 def test_a_stop_while_one_rank_reads_and_another_waits_is_none_of_a_failure(tmp_path, recipe):
     """The one that waits hears of it first, and leaves no other waiting."""
 

@@ -16,8 +16,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import psutil
 import torch
@@ -30,18 +31,21 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from lorry.distributed.hosts import Hosts
 from lorry.distributed.place import HOST_NAME
-from lorry.distributed.store import Failure, connect, failure_of, read_failure, serve, tell
-from lorry.distributed.watch import Watch
+from lorry.distributed.store import ANSWER, Failure, connect, failure_of, read_failure, serve, tell
+from lorry.distributed.watch import SILENCE, Watch
 from lorry.errors import UserError
 from lorry.signals import Stop, StopRequestedError
 
 log = logging.getLogger("lorry")
 
+T = TypeVar("T")
+
 POLL = 0.2  # seconds between two looks at the processes
-GRACE = 6.0  # seconds that processes have to end by themselves after a failure
+GRACE = 4.0  # seconds that processes have to end by themselves after a failure
 FAREWELL = 5.0  # seconds that the first host's store outlives a failure, so that all can read it
 ARRIVAL = 15.0  # seconds for which a host that cannot start waits to tell the others why
 EXIT = 60.0  # seconds for which agents wait for each other after success
+_SILENT = UserError("the first host does not answer", "Look at the end of its log.")
 
 
 def start_processes(command: Sequence[str], processes: int, hosts: Hosts, stop: Stop) -> None:
@@ -61,17 +65,18 @@ def start_processes(command: Sequence[str], processes: int, hosts: Hosts, stop: 
     watch: Watch | None = None
     failures: list[Failure] = []
     try:
-        _wait_for_hosts(store, hosts, stop)
+        _in_time(lambda: _wait_for_hosts(store, hosts, stop), hosts.wait + ANSWER, _missing([hosts.names[0]], hosts))
         members = {_key(host): host for host in hosts.names}
         watch = Watch(partial(connect, _address(hosts), port), _key(hosts.name), members, failures.append)
         watch.start()
         _set_environment(hosts, processes)
         _supervise(_Agent(_spec(command, processes, hosts, port), hosts, store), store, stop, failures)
+        watch.end()
     except UserError as error:
         raise _tell_and_leave(store, failure_of("", error), hosts) from None
     finally:
         if watch is not None:
-            watch.end()
+            watch.leave()
 
 
 def tell_other_hosts(error: BaseException, hosts: Hosts, stop: Stop) -> None:
@@ -96,13 +101,22 @@ class _Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         for worker in worker_group.workers:
-            if died := _death(worker.id):
+            if (code := _exit_code(worker.id)) == 0:
+                continue
+            if code < 0:  # else it has told itself what of
                 with contextlib.suppress(RuntimeError):  # the store is gone: that has a cause, and a watch, of its own
-                    tell(self._board, Failure(f"rank {worker.global_rank} on {self._hosts.name}", *died))
-                _end(self.processes())
-                break
+                    self._tell(_killed(f"rank {worker.global_rank} on {self._hosts.name}", signal.Signals(-code)))
+            _end(self.processes())
+            break
         result: RunResult = super()._monitor_workers(worker_group)
         return result
+
+    def _tell(self, failure: Failure) -> None:
+        """Tell what a process died of; where NCCL has ended it, what has cut it off comes first."""
+        end = time.monotonic() + (SILENCE + 2 if "SIGABRT" in failure.cause else 0)
+        while time.monotonic() < end and not self._board.get("failure"):
+            time.sleep(POLL)
+        tell(self._board, failure)
 
 
 def _supervise(agent: _Agent, store: Store, stop: Stop, failures: list[Failure]) -> None:
@@ -145,13 +159,14 @@ def _supervise(agent: _Agent, store: Store, stop: Stop, failures: list[Failure])
 
 def _first_failure(result: RunResult, store: Store) -> Failure:
     """Return what failed first: the store has it, and each process of ours has written it down."""
-    with contextlib.suppress(RuntimeError):
-        if failure := read_failure(store.get("failure")):
+    with contextlib.suppress(RuntimeError, UserError):
+        if failure := read_failure(_in_time(lambda: store.get("failure"), FAREWELL, _SILENT)):
             return failure
     for process in result.failures.values():
         if isinstance(content := process.error_file_data["message"], dict):
             return Failure(**content["message"])
-    return Failure("", "a process has failed", "The log has the reason.")
+    rank, process = next(iter(result.failures.items()))
+    return Failure("", f"rank {rank} ended with exit code {process.exitcode}", "The log of its host has the reason.")
 
 
 def _open_store(hosts: Hosts, stop: Stop) -> tuple[Store, int]:
@@ -207,13 +222,44 @@ def _missing(names: list[str], hosts: Hosts, reason: str = "") -> UserError:
 
 def _tell_and_leave(store: Store, failure: Failure, hosts: Hosts, farewell: float = FAREWELL) -> UserError:
     """Tell the other hosts of a failure; the first host stays until they have read it. Return what failed first."""
-    with contextlib.suppress(RuntimeError):
-        failure = tell(store, failure)
+
+    def work() -> Failure:
+        first = tell(store, failure)
         told, end = store.add("hosts told", 1), time.monotonic() + farewell
         while hosts.number == 0 and told < len(hosts.names) and time.monotonic() < end:
             time.sleep(POLL)
             told = store.add("hosts told", 0)
-    return failure.error()
+        return first
+
+    try:
+        return _in_time(work, farewell + ANSWER, _SILENT).error()
+    except (RuntimeError, UserError):  # the store is gone, or its host stands still
+        return failure.error()
+
+
+def _in_time(work: Callable[[], T], seconds: float, late: UserError) -> T:
+    """Return what some work with the store returns; where its host stands still, that may never be.
+
+    Raises:
+        UserError: `late`, after so many seconds; or what the work raises.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise late
+    return results[0]
 
 
 def _spec(command: Sequence[str], processes: int, hosts: Hosts, port: int) -> WorkerSpec:
@@ -246,21 +292,23 @@ def _set_environment(hosts: Hosts, processes: int) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def _death(process: int) -> tuple[str, str] | None:
-    """Return what a process died of and a hint, None where it lives or has ended well; it can still be waited for."""
+def _exit_code(process: int) -> int:
+    """Return the exit code of a process, which can still be waited for: 0 while it runs, negative for a signal."""
     if not hasattr(os, "waitid"):  # macOS; torchrun then ends the others in half a minute
-        return None
+        return 0
     found = None
     with contextlib.suppress(ChildProcessError):
         found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if found is None or (found.si_code == os.CLD_EXITED and found.si_status == 0):
-        return None
-    if found.si_code == os.CLD_EXITED:
-        return f"the process ended with exit code {found.si_status}", "The log has the reason."
-    if found.si_status == signal.SIGKILL:
+    if found is None:
+        return 0
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def _killed(where: str, number: signal.Signals) -> Failure:
+    if number == signal.SIGKILL:
         hint = "Linux does so when memory is out: lower batch_size or micro_batch_tokens, or take larger hosts."
-        return "the process was killed (SIGKILL)", hint
-    return f"the process was ended by {signal.Signals(found.si_status).name}", "Look at the end of its log."
+        return Failure(where, "the process was killed (SIGKILL)", hint)
+    return Failure(where, f"the process was ended by {number.name}", "Look at the end of its log.")
 
 
 def _end(processes: list[int]) -> None:
@@ -268,18 +316,20 @@ def _end(processes: list[int]) -> None:
     end = time.monotonic() + GRACE
     while time.monotonic() < end and any(map(_is_running, processes)):
         time.sleep(POLL)
-    _signal(filter(_is_running, processes), signal.SIGKILL)
+    _signal(processes, signal.SIGKILL)
 
 
 def _is_running(process: int) -> bool:
+    """Return whether a process of ours still runs: its id may be somebody else's by now."""
     try:
-        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+        found = psutil.Process(process)
+        return bool(found.ppid() == os.getpid() and found.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
 
 def _signal(processes: Iterable[int], number: signal.Signals) -> None:
-    for process in processes:
+    for process in filter(_is_running, processes):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, number)
 

@@ -65,9 +65,13 @@ class Watch:
         for thread in self._threads:
             thread.start()
 
-    def end(self) -> None:
-        """Leave: the others no longer wait for a sign of life."""
+    def leave(self) -> None:
+        """Look no more."""
         self._ended.set()
+
+    def end(self) -> None:
+        """Leave, and let the others no longer wait for a sign of life."""
+        self.leave()
         with contextlib.suppress(OSError, RuntimeError):  # the store has ended, and with it whoever would look
             self._connect().set(self._key, DONE)
 

@@ -70,9 +70,9 @@ def score(
 def _scored(
     all_ND: Tensor, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig, documents_TD: Tensor | None
 ) -> SplitScores:
-    all_ND = torch.nn.functional.normalize(
-        all_ND if documents_TD is None else torch.cat([all_ND, documents_TD]), dim=-1
-    )
+    if documents_TD is not None:
+        all_ND = torch.cat([all_ND, documents_TD])
+    torch.nn.functional.normalize(all_ND, dim=-1, out=all_ND)  # in place: of millions of texts these are gigabytes
     scores = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
