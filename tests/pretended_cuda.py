@@ -230,6 +230,7 @@ def cuda(capability=(7, 5), memory=16 << 30):
         "get_device_name": properties.name, "mem_get_info": (memory - (1 << 30), memory), "memory_reserved": 0,
         "memory_allocated": 0, "max_memory_allocated": 1 << 30, "empty_cache": None, "synchronize": None,
         "is_bf16_supported": True, "manual_seed": None, "manual_seed_all": None, "_is_in_bad_fork": False,
+        "is_current_stream_capturing": False,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         for name, answer in answers.items():
