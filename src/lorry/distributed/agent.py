@@ -177,7 +177,7 @@ def _open_store(hosts: Hosts, stop: Stop) -> tuple[Store, int]:
         UserError: The first host does not come.
     """
     if hosts.number == 0:
-        return serve(hosts.port)
+        return serve(hosts.port, to_others=hosts.several)
     end = time.monotonic() + hosts.wait
     while True:
         if stop.is_set():
