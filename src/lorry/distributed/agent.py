@@ -236,7 +236,7 @@ def _tell_and_leave(store: Store, failure: Failure, hosts: Hosts, farewell: floa
         return first
 
     try:
-        return _in_time(work, farewell + ANSWER, _SILENT).error()
+        return _in_time(work, (0 if hosts.number else farewell) + ANSWER, _SILENT).error()
     except (RuntimeError, UserError):  # the store is gone, or its host stands still
         return failure.error()
 
