@@ -67,7 +67,9 @@ def end_of(ranks, prepare):
     [
         (UserError("the label is odd", "Mend it."), "rank 1 on algo-2: the label is odd"),
         pytest.param(MemoryError(), "rank 1 on algo-2: out of memory", marks=pytest.mark.slow),
-        (IndexError("of 2"), "rank 1 on algo-2: IndexError: of 2 (at training/loop.py:"),
+        pytest.param(
+            IndexError("of 2"), "rank 1 on algo-2: IndexError: of 2 (at training/loop.py:", marks=pytest.mark.slow
+        ),
     ],
     ids=["mistake", "memory", "crash"],
 )
@@ -157,6 +159,7 @@ def test_hosts_with_other_options_are_refused(tmp_path, recipe):
     assert all("rank 1 on algo-2: this host has other options" in said for said in ranks.causes())
 
 
+@pytest.mark.slow
 def test_a_failure_of_the_last_moment_fails_all(tmp_path, recipe):
     """Rank 0 refuses the model when the others have done their part."""
     options = recipe | {"epochs": 1, "require": "ndcg@10>=0.9999"}
