@@ -5,7 +5,7 @@
     python examples/sagemaker_v2.py --image URI --train s3://bucket/pairs --output s3://bucket/runs --role ARN
 
 The first needs Docker and no AWS account; it leaves runs/v2/model.tar.gz. The second asks for one ml.g4dn.xlarge and
-does not wait. URI is what ./build_and_push.sh printed.
+does not wait. URI is what ./build_and_push.sh printed. With --instances 2 two hosts share every step, here too.
 """
 
 import argparse
@@ -25,11 +25,12 @@ def main() -> None:
     parser.add_argument("--role", help="ARN of the role the job runs as; none: local mode")
     parser.add_argument("--pretrained_model", default="bundled", help="base model")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--instances", type=int, default=1, help="hosts that share every step")
     options = parser.parse_args()
 
     settings = {
         "image_uri": options.image,
-        "instance_count": 1,
+        "instance_count": options.instances,
         "hyperparameters": {"pretrained_model": options.pretrained_model, "epochs": options.epochs, "lora_rank": 16},
     }
     if options.role:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lorry.config import TrainConfig
+from lorry.config import TrainConfig, as_dict
 from lorry.distributed.ranks import ALONE, Ranks
 from lorry.evaluation.gate import RequirementError, check_measurable, read_requirements, unmet
 from lorry.evaluation.scoring import SplitScores, measurable, score
@@ -57,6 +57,11 @@ log = logging.getLogger("lorry")
 
 PROBES = 16  # texts that the merge is proved on: each is embedded four times, and a stop must not take long
 REFUSED_MODEL = "refused_model"  # in output_data_dir: a model that does not meet what `require` says
+# Options that may differ from one host to another.
+OF_A_HOST = {
+    "train", "validation", "test", "pretrained_model", "model_dir", "output_data_dir", "checkpoint_dir",
+    "eval_batch_size", "processes", "host_wait",
+}  # fmt: skip
 OTHER_FILES = 20_000_000  # bytes of tokenizer, report and the like, at most
 
 
@@ -121,6 +126,8 @@ def _run(config: TrainConfig, stop: threading.Event | None, command: str, ranks:
 def _prepare(config: TrainConfig, ranks: Ranks) -> tuple[TrainingSetup, dict[str, str]]:
     """Return what the run stands on, and the fingerprints of pairs and base model."""
     requirements = read_requirements(config.require)  # a mistake there is told before any work
+    options = {name: value for name, value in as_dict(config).items() if name not in OF_A_HOST}
+    ranks.check_same(options, "this host has other options than the first one", "Give all hosts the same options.")
     setup = prepare(config, ranks)
     defined = {name: measurable(pairs) for name, pairs in setup.splits.items()}
     check_measurable(requirements, defined)
@@ -158,7 +165,7 @@ def _train(
 ) -> Progress:
     config, encoder = setup.config, setup.encoder
     store = None
-    if config.checkpoint_dir:
+    if setup.ranks.from_first(lambda: bool(config.checkpoint_dir), "opening the checkpoints"):  # which rank 0 keeps
         store = CheckpointStore(
             Path(config.checkpoint_dir),
             config,

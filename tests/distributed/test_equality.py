@@ -42,7 +42,7 @@ def test_several_ranks_make_the_steps_of_one(name, tmp_path, recipe):
     options = recipe | RECIPES[name]
     one, process = alone(tmp_path / "1", **options)
     assert wait(process) == 0, one.said
-    for size in (2, 3):
+    for size in (3,) if name == "a rank without work" else (2, 3):
         many = Ranks(tmp_path / str(size), size, **options)
         assert many.finish(keep_gradients(tmp_path / str(size) / "gradients")) == [0] * size, many.said
         pairs = zip(gradients(tmp_path / "1" / "gradients"), gradients(tmp_path / str(size) / "gradients"), strict=True)

@@ -67,7 +67,9 @@ def end_of(ranks, prepare):
     [
         (UserError("the label is odd", "Mend it."), "rank 1 on algo-2: the label is odd"),
         pytest.param(MemoryError(), "rank 1 on algo-2: out of memory", marks=pytest.mark.slow),
-        (IndexError("of 2"), "rank 1 on algo-2: IndexError: of 2 (at training/loop.py:"),
+        pytest.param(
+            IndexError("of 2"), "rank 1 on algo-2: IndexError: of 2 (at training/loop.py:", marks=pytest.mark.slow
+        ),
     ],
     ids=["mistake", "memory", "crash"],
 )
@@ -150,6 +152,14 @@ def test_hosts_with_other_pairs_are_refused(tmp_path, recipe, shop_pairs):
     assert all("rank 1 on algo-2: this host has other pairs" in said for said in ranks.causes())
 
 
+def test_hosts_with_other_options_are_refused(tmp_path, recipe):
+    ranks = Ranks(tmp_path / "run", 2, HOSTS, **recipe)
+    ranks.runs[1].options["batch_size"] = 12
+    assert ranks.finish(quick) == [1, 1]
+    assert all("rank 1 on algo-2: this host has other options" in said for said in ranks.causes())
+
+
+@pytest.mark.slow
 def test_a_failure_of_the_last_moment_fails_all(tmp_path, recipe):
     """Rank 0 refuses the model when the others have done their part."""
     options = recipe | {"epochs": 1, "require": "ndcg@10>=0.9999"}

@@ -41,17 +41,22 @@ def sdk(request, tmp_path_factory):
     return request.param, folder / "bin" / "python"
 
 
-def test_local_mode_ends_with_a_model_that_loads(image, pairs, sdk, tmp_path):
+@pytest.mark.parametrize("instances", [1, 2])
+def test_local_mode_ends_with_a_model_that_loads(image, pairs, sdk, instances, tmp_path):
     version, python = sdk
+    if instances > 1 and version != "v2":
+        pytest.skip("the example of SDK v2 alone has several hosts")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     environment |= {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
     script = ROOT / "examples" / f"sagemaker_{version}.py"
     log = call(
-        python, script, "--image", image, "--train", pairs, "--output", tmp_path / "out", env=environment, cwd=tmp_path
-    )
+        python, script, "--image", image, "--train", pairs, "--output", tmp_path / "out",
+        *(["--instances", instances] if instances > 1 else []), env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    assert ("2 processes on algo-1" in log) == (instances > 1)
     assert "eval loss " in log
     assert "training loss " in log
-    left = docker("ps", "--all", "--quiet", "--filter", f"ancestor={image}", "--filter", "name=algo-1").stdout.split()
+    left = docker("ps", "--all", "--quiet", "--filter", f"ancestor={image}", "--filter", "name=algo-").stdout.split()
     docker("rm", *left)  # the SDKs leave their containers behind
     with tarfile.open(tmp_path / "out" / RESULT[version]) as archive:
         archive.extractall(tmp_path / "model", filter="data")

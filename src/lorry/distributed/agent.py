@@ -72,8 +72,15 @@ def start_processes(command: Sequence[str], processes: int, hosts: Hosts, stop: 
         _set_environment(hosts, processes)
         _supervise(_Agent(_spec(command, processes, hosts, port), hosts, store), store, stop, failures)
         watch.end()
-    except UserError as error:
-        raise _tell_and_leave(store, failure_of("", error), hosts) from None
+    except StopRequestedError:
+        with contextlib.suppress(RuntimeError, UserError):
+            _in_time(lambda: _stay(store, hosts, store.add("hosts here", 0), FAREWELL), FAREWELL + ANSWER, _SILENT)
+        raise
+    except Exception as error:
+        ours = isinstance(error, UserError)
+        if not ours:
+            log.exception("the agent of host %s failed", hosts.name)
+        raise _tell_and_leave(store, failure_of("" if ours else f"host {hosts.name}", error), hosts) from None
     finally:
         if watch is not None:
             watch.leave()
@@ -177,7 +184,7 @@ def _open_store(hosts: Hosts, stop: Stop) -> tuple[Store, int]:
         UserError: The first host does not come.
     """
     if hosts.number == 0:
-        return serve(hosts.port)
+        return serve(hosts.port, to_others=hosts.several)
     end = time.monotonic() + hosts.wait
     while True:
         if stop.is_set():
@@ -225,16 +232,21 @@ def _tell_and_leave(store: Store, failure: Failure, hosts: Hosts, farewell: floa
 
     def work() -> Failure:
         first = tell(store, failure)
-        told, end = store.add("hosts told", 1), time.monotonic() + farewell
-        while hosts.number == 0 and told < len(hosts.names) and time.monotonic() < end:
-            time.sleep(POLL)
-            told = store.add("hosts told", 0)
+        _stay(store, hosts, len(hosts.names), farewell)
         return first
 
     try:
-        return _in_time(work, farewell + ANSWER, _SILENT).error()
+        return _in_time(work, (0 if hosts.number else farewell) + ANSWER, _SILENT).error()
     except (RuntimeError, UserError):  # the store is gone, or its host stands still
         return failure.error()
+
+
+def _stay(store: Store, hosts: Hosts, others: int, seconds: float) -> None:
+    """Say that this host knows how the run ends; the first one, which runs the store, stays until so many know."""
+    told, end = store.add("hosts told", 1), time.monotonic() + seconds
+    while hosts.number == 0 and told < others and time.monotonic() < end:
+        time.sleep(POLL)
+        told = store.add("hosts told", 0)
 
 
 def _in_time(work: Callable[[], T], seconds: float, late: UserError) -> T:

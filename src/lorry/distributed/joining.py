@@ -84,7 +84,7 @@ def joined(environ: Mapping[str, str], stop: Stop) -> Iterator[Ranks]:
 def _store(place: Place) -> Store:
     """Return a client of the run's store, which rank 0 runs where no agent does."""
     if place.rank == 0 and not place.store_runs:
-        return serve(place.store_port)[0]
+        return serve(place.store_port, to_others=place.hosts > 1)[0]
     end = time.monotonic() + ARRIVAL
     while True:
         try:

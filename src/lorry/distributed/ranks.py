@@ -228,7 +228,7 @@ class Ranks:
         Raises:
             UserError: This one has something else: `cause` and `hint` say what it means.
         """
-        if self.from_first(lambda: mine, "comparing what the hosts have") != mine:
+        if not self.alone and self.from_first(lambda: mine, "comparing what the hosts have") != mine:
             raise UserError(cause, hint)
 
     def stopped_before_training(self, stopped: bool) -> bool:

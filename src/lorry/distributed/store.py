@@ -36,25 +36,29 @@ def failure_of(where: str, error: BaseException) -> Failure:
     return Failure(where, crash_text(shown, LIMIT), "Look into the log of that host.")
 
 
-def serve(port: int) -> tuple[Store, int]:
+def serve(port: int, *, to_others: bool) -> tuple[Store, int]:
     """Run the store on a port of this host, 0 for any that is free; return it and its port.
 
-    In the process that already runs it there, this is another client of it.
+    Args:
+        port: Where processes look for it.
+        to_others: Whether other hosts may reach it.
 
     Raises:
         UserError: Something else has the port.
     """
     try:
+        listener = socket.create_server(("" if to_others else "localhost", port), backlog=1024)
+        port = listener.getsockname()[1]
         store = TCPStore(
             "localhost", port, is_master=True, timeout=timedelta(seconds=ANSWER), wait_for_workers=False,
-            multi_tenant=True,
+            multi_tenant=True, master_listen_fd=listener.detach(),
         )  # fmt: skip
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         raise UserError(
             f"port {port} of this host cannot be used: {str(error).splitlines()[0][:200]}",
             "End what else uses it, perhaps an earlier run.",
         ) from None
-    return _prepared(store), store.port
+    return _prepared(store), port
 
 
 def connect(host: str, port: int) -> Store:

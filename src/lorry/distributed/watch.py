@@ -108,8 +108,7 @@ class Watch:
         first = min(silent, key=lambda key: self._heard[key])
         host = self._members[first]
         whole = all(key in silent for key, other in self._members.items() if other == host)
-        who = f"host {host}" if whole else f"{first} on {host}"
-        return _unanswered(who, now - self._heard[first])
+        return self._unanswered(host, "" if whole else first, now - self._heard[first])
 
     def _look_at_clock(self) -> None:
         last = time.monotonic()
@@ -122,23 +121,22 @@ class Watch:
                 if stood_still > SILENCE and len(set(self._members.values())) > 1:
                     self._fail(_paused(self._members[self._key], stood_still))
             elif now - self._contact > SILENCE:
-                self._fail(self._cut_off(now - self._contact))
+                first = next(iter(self._members.values()))  # which runs the store
+                self._fail(self._unanswered(first, "", now - self._contact))
             elif os.getppid() != self._parent:
                 self._fail(Failure(self._members[self._key], "the process that started this one has ended", HINT))
 
-    def _cut_off(self, seconds: float) -> Failure:
-        own, first = self._members[self._key], next(iter(self._members.values()))
-        if own != first and not has_network():
+    def _unanswered(self, host: str, member: str, seconds: float) -> Failure:
+        """Return the failure of a host, or of a member on it, that does not answer; or that of this host's network."""
+        own = self._members[self._key]
+        if len(set(self._members.values())) > 1 and not member and not has_network():
             return Failure("", f"host {own} has lost its network", "Earlier checkpoints stay as they are.")
-        return _unanswered(f"host {first}", seconds)
+        who = f"{member} on {host}" if member else f"host {host}"
+        return Failure("", f"{who} has not answered for {seconds:.0f} seconds: killed, paused or cut off", HINT)
 
     def _fail(self, failure: Failure | None) -> None:
         if failure is not None and not self._ended.is_set() and self._failing.acquire(blocking=False):
             self._on_failure(failure)
-
-
-def _unanswered(who: str, seconds: float) -> Failure:
-    return Failure("", f"{who} has not answered for {seconds:.0f} seconds: killed, paused or cut off", HINT)
 
 
 def _paused(host: str, seconds: float) -> Failure:
