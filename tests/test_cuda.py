@@ -79,6 +79,7 @@ def test_where_the_gpu_has_no_room_for_a_second_model_it_is_merged_on_the_cpu(pl
     assert devices == [("fp32", "cpu")] * 2
 
 
+@pytest.mark.slow
 def test_every_architecture(place, tiny_model, kind):
     options = place | {
         "pretrained_model": tiny_model(kind),

@@ -74,6 +74,7 @@ def assert_equal_training(config, capability=A10G):
     return replays
 
 
+@pytest.mark.slow
 def test_every_architecture(config, tiny_model, kind, said):
     replays = assert_equal_training(replace(config, pretrained_model=str(tiny_model(kind)), precision="bf16"))
     if kind == PADDED:
@@ -85,6 +86,7 @@ def test_every_architecture(config, tiny_model, kind, said):
     assert not said()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "mpnet"])
 def test_with_the_gradient_scaler_of_a_t4(config, tiny_model, kind):
     config = replace(config, pretrained_model=str(tiny_model(kind)), precision="fp16")
@@ -97,6 +99,7 @@ def test_in_fp32_and_with_the_class_token(config, tiny_model):
     assert assert_equal_training(config) == REPLAYS
 
 
+@pytest.mark.slow
 def test_batches_in_parts_are_encoded_without(config):
     """As are those of several passes; whole batches between them have their graphs all the same."""
     assert assert_equal_training(replace(config, micro_batch_tokens=230)) == REPLAYS[:4]
@@ -104,6 +107,7 @@ def test_batches_in_parts_are_encoded_without(config):
         assert assert_equal_training(config) == REPLAYS[:4]
 
 
+@pytest.mark.slow
 def test_so_many_graphs_and_no_larger_passes(config):
     with mock.patch.object(graphs, "MAX_GRAPHS", 1):
         assert assert_equal_training(config) == [3, 3]
@@ -176,6 +180,7 @@ def test_no_thread_copies_to_the_device_while_a_graph_is_captured(config):
     assert [copy.result(timeout=60).shape for copy in copied] == [(3,)] * 3
 
 
+@pytest.mark.slow
 def test_a_run_stopped_and_continued(config, tmp_path):
     options = {
         name: getattr(config, name) for name in ("train", "pretrained_model", "batch_size", "epochs", "lr", "log_every")
