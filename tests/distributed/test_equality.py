@@ -42,14 +42,15 @@ def test_several_ranks_make_the_steps_of_one(name, tmp_path, recipe):
     options = recipe | RECIPES[name]
     one, process = alone(tmp_path / "1", **options)
     assert wait(process) == 0, one.said
+    # AdamW makes a gradient that is nothing but rounding, as that of a key's bias is, as large as any other.
+    alike, near = (1, 1e-3) if name == "all weights" else (4, 1e-4)
     for size in (3,) if name == "a rank without work" else (2, 3):
         many = Ranks(tmp_path / str(size), size, **options)
         assert many.finish(keep_gradients(tmp_path / str(size) / "gradients")) == [0] * size, many.said
         pairs = zip(gradients(tmp_path / "1" / "gradients"), gradients(tmp_path / str(size) / "gradients"), strict=True)
-        assert max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in list(pairs)[:4]) < 1e-5
+        assert max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in list(pairs)[:alike]) < 1e-5
         np.testing.assert_allclose(many.losses, one.losses, rtol=1e-4)
-        # AdamW makes a gradient that is nothing but rounding, as that of a key's bias is, as large as any other.
-        assert np.abs(many.weights - one.weights).max() < (1e-3 if name == "all weights" else 1e-4)
+        assert np.abs(many.weights - one.weights).max() < near
         assert not any("loss" in run.said for run in many.runs[1:]), "rank 0 speaks for all"
 
 
