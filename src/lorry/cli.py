@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     planned = set(_names(TrainConfig)) - {"model_dir", "output_data_dir", "checkpoint_dir", "processes", "host_wait"}
     plan = command("plan", "say how long such a training would take, and what it would cost on rented GPUs")
     add_options(plan, TrainConfig, planned)
-    plan.set_defaults(call=_plan, options=planned)
+    add_options(plan, JobOptions, {"instance_count"})
+    plan.set_defaults(call=_plan, options={*planned, "instance_count"})
 
     pairs = set(_names(PairOptions)) - {"teacher_column"}
     scored = pairs | {"max_length", "precision", "eval_batch_size", "seed", "require"}
@@ -158,9 +159,11 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
+    given = {"instance_count": arguments.instance_count} if hasattr(arguments, "instance_count") else {}
+    instances = from_strings(JobOptions, given).instance_count
     from lorry.planning.plan import plan
 
-    log.info("%s", plan(config))
+    log.info("%s", plan(config, instances))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

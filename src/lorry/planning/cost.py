@@ -26,6 +26,7 @@ ENCODING_BYTES = 52
 # core of an Intel Xeon with AMX; the hosts of these GPUs are taken to be as fast.
 STEP_MILLISECONDS = 3.0
 LAYER_MILLISECONDS = 2.7
+NETWORK = 5e9 / 8  # bytes/s between hosts: the 5 Gbit/s that the smallest of these instances always have
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ class ModelCost:
         """Return the bytes that a forward and a backward pass read and write beside their matrix products."""
         return float(STEP_BYTES * self.layers * self.width * tokens.count)
 
+    def exchange_seconds(self, hosts: int) -> float:
+        """Return the seconds in which hosts add up the gradients of the adapters in fp32: sent to all and back."""
+        return 0.0 if hosts == 1 else 2 * 4 * self.adapters / NETWORK
+
     def host_seconds(self) -> float:
         """Return the seconds in which a host gives out the operations of a step."""
         return (STEP_MILLISECONDS + LAYER_MILLISECONDS * self.layers) / 1000
@@ -129,11 +134,22 @@ def cost_of(model: Any) -> ModelCost:
     )
 
 
-def seconds(instance: Instance, model: ModelCost, steps: Sequence[Tokens], evaluation: Tokens) -> float:
-    """Return the seconds that an instance is taken to need for these steps and for what is encoded beside them."""
-    host = model.host_seconds()
-    training = sum(max(gpu_seconds(instance, model.training(step), model.training_bytes(step)), host) for step in steps)
-    return training + gpu_seconds(instance, model.encoding(evaluation), model.encoding_bytes(evaluation))
+def seconds(instance: Instance, model: ModelCost, steps: Sequence[Tokens], evaluation: Tokens, hosts: int = 1) -> float:
+    """Return the seconds that instances are taken to need for these steps and for what is encoded beside them.
+
+    Args:
+        instance: Their type.
+        model: What is trained.
+        steps: What each step encodes.
+        evaluation: What is encoded beside the steps.
+        hosts: Instances that share every step.
+    """
+    work = sum(
+        max(gpu_seconds(instance, model.training(step), model.training_bytes(step)) / hosts, model.host_seconds())
+        for step in steps
+    )
+    encoding = gpu_seconds(instance, model.encoding(evaluation), model.encoding_bytes(evaluation)) / hosts
+    return work + len(steps) * model.exchange_seconds(hosts) + encoding
 
 
 def gpu_seconds(instance: Instance, flop: float, moved: float) -> float:
@@ -141,14 +157,18 @@ def gpu_seconds(instance: Instance, flop: float, moved: float) -> float:
     return flop / (instance.peak * PRODUCTS_REACH) + moved / (instance.bandwidth * MEMORY_REACH)
 
 
-def dollars(instance: Instance, seconds: float) -> float:
-    """Return what a job of so many seconds costs, its start included."""
-    return (seconds / 3600 + STARTUP_MINUTES / 60) * instance.price
+def dollars(instance: Instance, seconds: float, hosts: int = 1) -> float:
+    """Return what a job of so many seconds costs on so many instances, its start included."""
+    return (seconds / 3600 + STARTUP_MINUTES / 60) * instance.price * hosts
 
 
-def assumptions(model: ModelCost) -> list[str]:
+def assumptions(model: ModelCost, hosts: int = 1) -> list[str]:
     """Return what times and prices rest on besides the model and the tokens."""
+    shared = (
+        f"{hosts} instances share every step, and their gradients take {1000 * model.exchange_seconds(hosts):.0f} ms"
+    )
     return [
+        *([shared] if hosts > 1 else []),
         f"Lorry was not timed on these GPUs: matrix products are taken to reach {PRODUCTS_REACH:.0%} of the dense "
         f"peak, all else {MEMORY_REACH:.0%} of the memory's bandwidth",
         f"the host gives out a step in {1000 * model.host_seconds():.0f} ms, and no step takes less",

@@ -33,8 +33,12 @@ TIMED_TEXTS = 1024  # in evaluation
 HEADROOM = 1.5
 
 
-def plan(config: TrainConfig) -> str:
+def plan(config: TrainConfig, instances: int = 1) -> str:
     """Return steps, tokens, memory, time here and cost on rented GPUs of the run that `config` describes, in lines.
+
+    Args:
+        config: The run.
+        instances: How many are rented; they share every step.
 
     Raises:
         UserError: As the run itself would raise: pairs, model or options are not as they should be.
@@ -55,13 +59,15 @@ def plan(config: TrainConfig) -> str:
         "time here": f"{duration(sum(seconds))}: training {duration(seconds[0])}, evaluation {duration(seconds[1])} "
         f"({facts['device']}, {facts['precision']})",
     }
-    times = {instance: cost.seconds(instance, model, per_step, evaluation) for instance in cost.INSTANCES}
-    assumed = cost.assumptions(model)
+    times = {instance: cost.seconds(instance, model, per_step, evaluation, instances) for instance in cost.INSTANCES}
+    assumed = cost.assumptions(model, instances)
     for instance in cost.INSTANCES:
-        if instance.gpu == facts["device"].split()[-1]:
+        if instances == 1 and instance.gpu == facts["device"].split()[-1]:
             times[instance] = sum(seconds)
             assumed.append(f"but the time on the {instance.gpu} is what was seen here")
-    return "\n".join(["", *(f"{name:<12}{text}" for name, text in rows.items()), "", prices(times, whole, assumed)])
+    return "\n".join(
+        ["", *(f"{name:<12}{text}" for name, text in rows.items()), "", prices(times, whole, assumed, instances)]
+    )
 
 
 def count_steps(setup: TrainingSetup) -> list[Tokens]:
@@ -103,14 +109,16 @@ def count_evaluation(texts: dict[str, TokenizedTexts], config: TrainConfig) -> T
     return counted
 
 
-def prices(times: Mapping[cost.Instance, float], flop: float, assumed: Sequence[str]) -> str:
+def prices(times: Mapping[cost.Instance, float], flop: float, assumed: Sequence[str], instances: int = 1) -> str:
     """Return the table of instances for a job of `flop` operations that takes so many seconds, and what it assumes."""
+    many = f"{instances} x " if instances > 1 else ""
     rows = [("instance", "GPU", "time", "share of peak", "cost")]
     for instance, seconds in times.items():
-        share = flop / (seconds * instance.peak)
+        share = flop / (seconds * instance.peak * instances)
         peak = f"{share:.0%} of {instance.peak / 1e12:.0f} TFLOP/s {instance.precision}"
         whole = duration(seconds + 60 * cost.STARTUP_MINUTES)
-        rows.append((instance.name, instance.gpu, whole, peak, f"${cost.dollars(instance, seconds):.2f}"))
+        price = f"${cost.dollars(instance, seconds, instances):.2f}"
+        rows.append((many + instance.name, many + instance.gpu, whole, peak, price))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join([*lines, "assumed:", *(f"- {line}" for line in assumed)])
