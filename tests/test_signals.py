@@ -53,3 +53,21 @@ def test_work_does_not_begin_after_a_stop(stop):
     terminate()
     with pytest.raises(StopRequestedError), stop.immediately():
         pytest.fail("the work began")
+
+
+def test_a_stop_that_ends_in_another_error_is_a_stop(stop):
+    """As where it comes in the middle of an import, which the library then tries again."""
+
+    def library():
+        try:
+            terminate()
+        except BaseException:
+            raise ImportError("cannot load module more than once per process") from None
+
+    with pytest.raises(StopRequestedError), stop.immediately():
+        library()
+
+
+def test_an_error_without_a_stop_stays_what_it_is(stop):
+    with pytest.raises(ImportError), stop.immediately():
+        raise ImportError("no such library")

@@ -38,6 +38,10 @@ class Stop(threading.Event):
             yield
             if self.is_set():  # raised where Python drops exceptions, as in the destructor of an object
                 raise StopRequestedError
+        except Exception as error:
+            if self.is_set():  # whatever it was raised in, such as the import of a library, may end in another error
+                raise StopRequestedError from error
+            raise
         finally:
             self.raises = False
 
