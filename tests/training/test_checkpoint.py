@@ -1,5 +1,6 @@
 """Stopped runs continue exactly; checkpoints are whole or skipped; those of another run are refused."""
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -318,13 +319,10 @@ def test_other_versions_of_the_libraries_are_said(stopped):
 
 def test_a_run_continues_in_the_precision_that_it_began_in(runs):
     """A job that comes back on another kind of GPU: `auto` would choose another precision there."""
-    with mock.patch("lorry.hardware.choose_precision", begin_in("bf16")):
+    with auto_chooses("bf16"):
         assert runs.run("whole", precision="auto", epochs=1).code == 0
         assert "stopped at step 4" in runs.run("twice", stop_at=4, precision="auto", epochs=1).output
-    with (
-        mock.patch("lorry.hardware.choose_precision", begin_in("fp32")),
-        mock.patch("lorry.training.setup.choose_precision", begin_in("fp32")),
-    ):
+    with auto_chooses("fp32"):
         again = runs.run("twice", precision="auto", epochs=1)
     assert again.code == 0
     assert "continuing in bf16, as the run began" in again.output
@@ -332,8 +330,16 @@ def test_a_run_continues_in_the_precision_that_it_began_in(runs):
     assert runs.weights("twice") == runs.weights("whole")
 
 
-def begin_in(precision):
-    return lambda asked, device: precision if asked == "auto" else asked
+@contextlib.contextmanager
+def auto_chooses(precision):
+    def choose(asked, device):
+        return precision if asked == "auto" else asked
+
+    with (
+        mock.patch("lorry.hardware.choose_precision", choose),
+        mock.patch("lorry.training.setup.choose_precision", choose),
+    ):
+        yield
 
 
 def test_another_precision_is_refused_by_name(stopped):

@@ -7,6 +7,7 @@ mask for an implementation that it does not know.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -60,11 +61,20 @@ def attend(
         key, value = (item.repeat_interleave(groups, dim=1) for item in (key, value))
     # Under autocast some models normalise queries and keys, not values, in fp32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    own = query.device.type == "cpu" and not torch.is_inference_mode_enabled()
+    own = query.device.type == "cpu" and not (torch.is_inference_mode_enabled() and _sdpa_takes(value.dtype))
     attention = PackedAttention.apply if own else attend_with_sdpa
     q, k, v = (item.squeeze(0).transpose(0, 1) for item in (query, key, value))
     relative = None if relative_bias is None else relative_bias.float()  # its gradient is a long sum
     return attention(q, k, v, relative, packed_layout, scale, causal, sliding_window)[None], None
+
+
+@functools.cache
+def _sdpa_takes(dtype: torch.dtype) -> bool:
+    """Return whether PyTorch's CPU kernel computes in this type.
+
+    Where the processor has AMX it packs 16-bit matrices with AVX-512, and fails if `ATEN_CPU_CAPABILITY` forbids that.
+    """
+    return dtype is torch.float32 or "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
 def attend_with_sdpa(
