@@ -151,11 +151,13 @@ def _base() -> Any:
 
 
 def _lorry(job: Job) -> Any:
-    """Return the pairs and their tokens as Lorry reads them."""
+    """Return the pairs and their tokens as Lorry reads them, in a process that is set up as its commands are."""
     from lorry.config import PairOptions
     from lorry.data.pairs import read_channel
+    from lorry.hardware import keep_freed_memory
     from lorry.model.tokens import tokenize
 
+    keep_freed_memory()
     pairs = read_channel(job.file, PairOptions(label_column="gain", positive_threshold=0.5))["all"]
     return pairs, tokenize(pairs, _base())
 

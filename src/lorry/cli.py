@@ -22,7 +22,7 @@ from lorry.config import CONTAINER_PATHS, JobOptions, PairOptions, TrainConfig, 
 from lorry.distributed.place import is_rank
 from lorry.errors import UserError, nearest
 from lorry.evaluation.gate import read_requirements
-from lorry.hardware import let_waiting_threads_sleep
+from lorry.hardware import keep_freed_memory, let_waiting_threads_sleep
 from lorry.launch import start
 from lorry.logs import OutputClosedError, configure_logging, give_up_output
 from lorry.signals import stop_on_signals
@@ -34,6 +34,7 @@ def main() -> None:
     """Run the command; a user's mistake is one line and exit code 1."""
     configure_logging()
     let_waiting_threads_sleep()
+    keep_freed_memory()
     try:
         arguments, unknown = _parser().parse_known_args()
         if unknown:

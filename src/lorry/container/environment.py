@@ -8,7 +8,7 @@ from pathlib import Path
 from lorry.config import TrainConfig
 from lorry.container.contract import in_script_mode
 from lorry.data.hub_uri import is_hub_uri
-from lorry.hardware import has_network, let_waiting_threads_sleep
+from lorry.hardware import has_network, keep_freed_memory, let_waiting_threads_sleep
 
 
 def set_library_environment(config: TrainConfig) -> None:
@@ -19,6 +19,7 @@ def set_library_environment(config: TrainConfig) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing to fetch, or no network: do not wait for a name server
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     let_waiting_threads_sleep()
+    keep_freed_memory()
     if in_script_mode():  # AWS's framework images allow one thread, which slows down the tokenizer and the CPU
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
         os.environ.pop("OMP_NUM_THREADS", None)

@@ -61,7 +61,7 @@ def attend(
         key, value = (item.repeat_interleave(groups, dim=1) for item in (key, value))
     # Under autocast some models normalise queries and keys, not values, in fp32.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    own = query.device.type == "cpu" and not (torch.is_inference_mode_enabled() and _sdpa_takes(value.dtype))
+    own = query.device.type == "cpu" and not (torch.is_inference_mode_enabled() and _sdpa_is_faster(value.dtype))
     attention = PackedAttention.apply if own else attend_with_sdpa
     q, k, v = (item.squeeze(0).transpose(0, 1) for item in (query, key, value))
     relative = None if relative_bias is None else relative_bias.float()  # its gradient is a long sum
@@ -69,12 +69,13 @@ def attend(
 
 
 @functools.cache
-def _sdpa_takes(dtype: torch.dtype) -> bool:
-    """Return whether PyTorch's CPU kernel computes in this type.
+def _sdpa_is_faster(dtype: torch.dtype) -> bool:
+    """Return whether PyTorch's CPU kernel encodes faster than `PackedAttention`.
 
-    Where the processor has AMX it packs 16-bit matrices with AVX-512, and fails if `ATEN_CPU_CAPABILITY` forbids that.
+    In 16 bits it does with AMX alone, and there it needs AVX-512: it fails where `ATEN_CPU_CAPABILITY` forbids that.
     """
-    return dtype is torch.float32 or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    with_amx = torch.cpu._is_amx_tile_supported() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return dtype is torch.float32 or with_amx
 
 
 def attend_with_sdpa(
@@ -90,7 +91,7 @@ def attend_with_sdpa(
     """Return the same as `PackedAttention`, through PyTorch's own kernels: [T, heads, width].
 
     For GPUs, where the memory-efficient kernel takes a mask in fp16 and bf16 and runs on every capability from 5.0 on,
-    and for encoding on CPUs, where PyTorch's kernel is the faster one.
+    and for encoding on CPUs where PyTorch's kernel is the faster one.
     """
     sizes = [group.end - group.start for group in layout.groups]
     pieces = []
