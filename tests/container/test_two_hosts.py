@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -90,6 +91,31 @@ def test_a_host_that_stands_still_ends_both(hosts, which):
         process.resume()
     assert ends([pair[which]]) == [1]
     assert f"host {pair[which].name} " in pair[which].failure, "it stood still, or has heard so from the other"
+
+
+@pytest.mark.parametrize("fault", ["kill", "suspend"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_host_that_fails_while_models_are_evaluated(hosts, tmp_path, which, fault):
+    many = write_many_pairs(tmp_path / "many")
+    pair = hosts(epochs=1)
+    for host in pair:
+        shutil.copytree(many, host.folder / "input" / "data" / "validation")
+    started(pair)
+    pair[0].wait_for(r"step=(\d+)/\1;")
+    assert "merged:" not in pair[0].said
+    for process in _family(pair[which]):
+        getattr(process, fault)()
+    other = pair[1 - which]
+    assert ends([other]) == [1], other.said
+    assert f"host {pair[which].name} has not answered for 1" in other.failure
+
+
+def write_many_pairs(folder):
+    """Write so many pairs that it takes a while to evaluate a tiny model on them."""
+    folder.mkdir()
+    rows = [f"red lamp {row // 10},brass lamp {row},{'EI'[row % 2]}" for row in range(60_000)]
+    (folder / "pairs.csv").write_text("\n".join(["query,product_title,esci_label", *rows]))
+    return folder
 
 
 def test_a_rank_that_is_killed_is_told_of_on_both(hosts):

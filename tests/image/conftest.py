@@ -40,8 +40,17 @@ def image(engine):
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
     """A folder of a few hundred judged pairs."""
-    folder = tmp_path_factory.mktemp("pairs")
-    command = [sys.executable, "-m", "lorry.data.synthetic", str(folder), "--queries", "40"]
+    return made_up(tmp_path_factory.mktemp("pairs"), 40)
+
+
+@pytest.fixture(scope="session")
+def many_pairs(tmp_path_factory):
+    """A folder of so many pairs that it takes some time to evaluate them."""
+    return made_up(tmp_path_factory.mktemp("many_pairs"), 1000)
+
+
+def made_up(folder, queries):
+    command = [sys.executable, "-m", "lorry.data.synthetic", str(folder), "--queries", str(queries)]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT / "src")})
     folder.chmod(0o755)
     return folder / "train"

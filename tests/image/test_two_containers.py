@@ -1,6 +1,6 @@
 """Two containers as the two hosts of a SageMaker job, on a network of their own.
 
-Killed, stopped, paused or cut off, before the first step or in mid-run: both end within half a minute, and each
+Killed, stopped, paused or cut off, before the first step, in mid-run or during evaluation: both end within half a minute, and each
 failure file names the host that failed. `pytest -s` shows how each job ended.
 """
 
@@ -14,6 +14,7 @@ HOSTS = ("algo-1", "algo-2")
 RUN = {"pretrained_model": "bundled", "batch_size": "24", "epochs": "100", "log_every": "1", "precision": "fp32"}
 IN_TRAINING = r"step=4/\d+"
 BEFORE_THE_FIRST_STEP = r"2 processes on algo-1, algo-2"
+IN_EVALUATION = r"step=(\d+)/\1;"  # after the last step the models are evaluated
 
 
 class Host(Job):
@@ -77,9 +78,15 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("when", [BEFORE_THE_FIRST_STEP, IN_TRAINING], ids=["before", "training"])
+@pytest.mark.parametrize(
+    "when", [BEFORE_THE_FIRST_STEP, IN_TRAINING, IN_EVALUATION], ids=["before", "training", "evaluation"]
+)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_host_that_is_gone_ends_the_job(hosts, fault, when, which):
+def test_a_host_that_is_gone_ends_the_job(hosts, many_pairs, fault, when, which):
+    if when == IN_EVALUATION:
+        for host in hosts:
+            host.configure(RUN | {"epochs": "1"}, ("train", "validation"), hosts=HOSTS, current=host.name)
+            host.channel(many_pairs, "validation")
     lost, other = started(hosts, when)[which], hosts[1 - which]
     do, said = FAULTS[fault]
     began = time.monotonic()
