@@ -136,7 +136,7 @@ def test_a_stop_during_an_evaluation_gives_it_up_and_keeps_what_was_trained(runs
         return scored(*arguments, **options)
 
     scored = scoring.score
-    with mock.patch("lorry.pipeline.score", score):
+    with mock.patch("lorry.evaluation.held_out.score", score):
         ended = runs.run("twice", checkpoint_every=1000, on_stop="export")
     assert ended.code == 0
     assert f"stopped at step {step}, resume with the same checkpoint folder" in ended.output
