@@ -33,7 +33,7 @@ from lorry.report.facts import ReportFacts
 from lorry.report.page import write_report
 from lorry.report.provenance import provenance
 from lorry.report.results import gather_facts
-from lorry.report.tables import summary_table
+from lorry.report.tables import search_table, summary_table
 from lorry.report.verdict import verdict_of
 from lorry.training.loop import Progress
 from lorry.training.progress import TrainingLog
@@ -246,4 +246,5 @@ def _log_result(facts: ReportFacts) -> None:
         for scorer in ("base", "tuned"):
             log.info(" ".join(f"{split}:{scorer}:{name}={value:.4f};" for name, value in block[scorer].items()))
     for split in facts.metrics["splits"]:
-        log.info("\n%s\n", summary_table(facts.metrics, split))
+        tables = summary_table(facts.metrics, split), search_table(facts.metrics, split)
+        log.info("\n%s\n", "\n\n".join(filter(None, tables)))

@@ -50,7 +50,7 @@ class Catalogue:
         rows: By split, [C] the row of each product in the split's texts, -1 where it comes from another split: each
             product is taken from one.
         in_train: [C] whether it is a product of the training pairs; all are where there are none.
-        queries: By split, what search is measured with; of held-out splits only, and such as have a relevant product.
+        queries: By split, what search is measured with; a split without such queries is not there.
     """
 
     texts: pa.LargeStringArray
@@ -63,18 +63,19 @@ class Catalogue:
         return len(self.texts)
 
 
-def make_catalogue(splits: Mapping[str, Pairs], most: int, seed: int) -> Catalogue:
-    """Return the catalogue of these splits, and the queries of all but the training split.
+def make_catalogue(splits: Mapping[str, Pairs], most: int, seed: int, *, but: str = "") -> Catalogue:
+    """Return the catalogue of these splits, and the queries to search it with.
 
     Args:
         splits: The pairs of each split.
         most: Maximum number of products, unless the queries' own judged products are more.
         seed: Seed of the samples.
+        but: A split whose queries are not searched with.
     """
     rng = np.random.default_rng(seed)
     every = pc.unique(pa.chunked_array([pairs.texts for pairs in splits.values()]))
     place = {name: pc.index_in(pairs.texts, every).to_numpy().astype(np.int64) for name, pairs in splits.items()}
-    queries = {name: _queries(pairs, place[name], rng) for name, pairs in splits.items() if name != "train"}
+    queries = {name: _queries(pairs, place[name], rng) for name, pairs in splits.items() if name != but}
     needed = np.zeros(len(every), bool)
     for asked in queries.values():
         needed[asked.products] = True

@@ -85,18 +85,21 @@ def gather_evidence(
     return Evidence(found, standardized, costs, time.perf_counter() - began)
 
 
-def product_embeddings(catalogue: Catalogue, text_TD: Mapping[str, Tensor]) -> Tensor:
+def product_embeddings(catalogue: Catalogue, text_TD: Mapping[str, Tensor], train_PD: Tensor | None = None) -> Tensor:
     """Return the embeddings of the catalogue, [C, D].
 
     Args:
         catalogue: Says which product comes from where.
-        text_TD: By split, the embeddings of its product texts; those of the training split are the catalogue's alone,
-            in its order.
+        text_TD: By split, the embeddings of its product texts.
+        train_PD: Those of the catalogue's products from the training split alone, in its order, where `text_TD` lacks
+            that split.
     """
     first = next(iter(text_TD.values()))
     product_CD = first.new_empty(len(catalogue), first.shape[1])
     for name, rows in catalogue.rows.items():
-        here = np.flatnonzero(rows >= 0)
-        source = np.arange(len(here)) if name == "train" else rows[here]
-        product_CD[torch.from_numpy(here)] = text_TD[name][torch.from_numpy(source)]
+        here = torch.from_numpy(np.flatnonzero(rows >= 0))
+        if name in text_TD:
+            product_CD[here] = text_TD[name][torch.from_numpy(rows[rows >= 0])]
+        elif train_PD is not None:
+            product_CD[here] = train_PD
     return product_CD

@@ -49,7 +49,7 @@ def catalogue_of(setup: TrainingSetup) -> Catalogue | None:
         return None
 
     def make() -> Catalogue:
-        return make_catalogue(setup.splits, config.search_products, config.seed)
+        return make_catalogue(setup.splits, config.search_products, config.seed, but="train")
 
     made = setup.ranks.once_a_host(make, "gathering the catalogue")
     return made if made.queries else None
@@ -92,8 +92,7 @@ def score_encoder(
     train_PD = _train_products(setup, encoder, catalogue, stop)
 
     def evidence() -> Evidence:
-        text_TD = {name: both[1] for name, both in sides.items()} | {"train": train_PD}
-        product_CD = product_embeddings(catalogue, text_TD)
+        product_CD = product_embeddings(catalogue, {name: both[1] for name, both in sides.items()}, train_PD)
         about = split_of_verdict(setup.splits) if economics else ""
         return gather_evidence(catalogue, setup.splits, sides, product_CD, config, economics_of=about, stop=stop)
 
