@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 SPLITS = ("train", "validation", "test")
-CHANNELS = (*SPLITS, "model")
-"""Folders that a job reads: pairs of each split, and a base model of the user's own."""
+CHANNELS = (*SPLITS, "probe", "model")
+"""Folders that a job reads: pairs of each split, a probe, and a base model of the user's own."""
 
 METRICS = ("ndcg@10", "ndcg@10_rankable", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy")
 OFFICIAL_NDCG = "ndcg@10_official_scorer"

@@ -99,6 +99,7 @@ def count_evaluation(texts: dict[str, TokenizedTexts], config: TrainConfig) -> T
         "train": config.epochs if config.hard_negatives else 0,
         "validation": 2 + config.epochs + shares,
         "test": 2,
+        "probe": 2,
     }
     counted = Tokens(0, 0)
     for name, split in texts.items():
