@@ -120,7 +120,11 @@ def _read(part: str) -> Requirement:
         )
     split, colon, metric = (piece.strip() for piece in name.rpartition(":"))
     if colon and split not in NAMED_SPLITS:
-        _refuse(part, "there is no such split", "Write validation:, test: or probe: before the metric, or neither.")
+        _refuse(
+            part,
+            "there is no such split",
+            "Write validation: or test: before the metric, or neither; or probe:spearman.",
+        )
     known = (*METRICS, OFFICIAL_NDCG)
     if metric not in known:
         guess = nearest(metric.lower(), known)
