@@ -23,14 +23,14 @@ def sts(folder, rows=ROWS):
 def content(probe):
     return [
         (probe.queries[int(query)].as_py(), probe.texts[int(text)].as_py(), float(gain))
-        for query, text, gain in zip(probe.query, probe.text, probe.gain)
+        for query, text, gain in zip(probe.query, probe.text, probe.gain, strict=True)
     ]
 
 
 def test_the_sts_benchmarks_own_form_and_a_table_with_names_are_read_alike(tmp_path):
     (tmp_path / "sts").mkdir()
     (tmp_path / "table").mkdir()
-    one, two, score = zip(*ROWS)
+    one, two, score = zip(*ROWS, strict=True)
     pq.write_table(pa.table({"score": score, "sentence1": one, "sentence2": two}), tmp_path / "table" / "a.parquet")
     published = read_probe(str(sts(tmp_path / "sts")))
     assert content(published) == content(read_probe(str(tmp_path / "table")))
@@ -57,5 +57,5 @@ def test_what_is_no_probe_is_refused(tmp_path, header, row, said):
 def test_a_line_of_the_benchmark_that_lacks_cells_is_named(tmp_path):
     with (sts(tmp_path) / "sts-dev.csv").open("a") as file:
         file.write("main\tnews\n")
-    with pytest.raises(UserError, match="sts-dev.csv line 11 has 2 cells"):
+    with pytest.raises(UserError, match="line 11 has 2 cells"):
         read_probe(str(tmp_path))

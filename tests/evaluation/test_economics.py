@@ -8,6 +8,7 @@ from test_search import SPLITS
 
 from lorry.evaluation.catalogue import make_catalogue
 from lorry.evaluation.economics import economics, forms
+from lorry.evaluation.metrics import evaluate
 from lorry.evaluation.standardizing import fit_standardizer
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -22,7 +23,7 @@ def test_int8_is_that_of_sentence_transformers():
     codes = quantize_embeddings(PRODUCTS.numpy(), "int8", calibration_embeddings=PRODUCTS.numpy())
     low, high = PRODUCTS.amin(0).numpy(), PRODUCTS.amax(0).numpy()
     read_back = (codes.astype(np.float32) + 128) * (high - low) / 255 + low
-    assert form("int8").product(PRODUCTS).numpy() == pytest.approx(read_back, abs=2e-2 * (high - low).max())
+    assert np.abs(form("int8").product(PRODUCTS).numpy() - read_back).max() < 1.01 * (high - low).max() / 255
     agree = np.isclose(form("int8").product(PRODUCTS).numpy(), read_back, atol=1e-5).mean()
     assert agree > 0.99  # the rest lies on the edge of two codes
 
@@ -47,7 +48,7 @@ def test_every_form_has_its_bytes_and_what_they_buy():
     product_CD = torch.nn.functional.normalize(torch.randn(len(catalogue), 32, generator=GENERATOR), dim=-1)
     text_TD = product_CD[[catalogue.texts.to_pylist().index(text) for text in pairs.texts.to_pylist()]]
     query_QD = torch.zeros(len(pairs.queries), 32)
-    for query, product, relevant in zip(asked.query, asked.products, asked.relevant):
+    for query, product, relevant in zip(asked.query, asked.products, asked.relevant, strict=True):
         query_QD[int(asked.rows[query])] += product_CD[product] * (1 if relevant else -1)  # near what it asks for
     query_QD = torch.nn.functional.normalize(query_QD, dim=-1)
     rows = economics(pairs, (query_QD, text_TD), asked, product_CD, ())
@@ -59,7 +60,11 @@ def test_every_form_has_its_bytes_and_what_they_buy():
     by_form = {row["form"]: row for row in reversed(rows)}
     assert by_form["float32"]["recall@10"] == by_form["float32"]["ndcg@10_rankable"] == 1
     assert by_form["int8"]["recall@10"] == 1
-    assert by_form["binary"]["recall@10"] <= by_form["binary, rescored"]["recall@10"]
+    sign_TD = (text_TD > 0).float() * 2 - 1
+    for name, sent_QD in (("binary", (query_QD > 0).float() * 2 - 1), ("binary, rescored", query_QD)):
+        score = (sent_QD[pairs.query.astype(int)] * sign_TD[pairs.text.astype(int)]).sum(1).numpy()
+        figures = evaluate(pairs.query, pairs.gain, pairs.relevant, score)
+        assert by_form[name]["ndcg@10"] == pytest.approx(figures["ndcg@10"])
 
 
 def test_centred_products_have_no_mean_and_whitened_ones_all_directions_alike():

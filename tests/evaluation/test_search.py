@@ -34,7 +34,9 @@ def test_the_catalogue_has_every_product_once_and_only_queries_with_something_to
     assert (len(catalogue), catalogue.all, set(catalogue.queries)) == (305, 305, {"test"})
     asked = catalogue.queries["test"]
     assert [TEST.queries[int(row)].as_py() for row in asked.rows] == ["red lamp", "oak desk"]  # rug has none
-    judged = [(texts[product], query, gain) for product, query, gain in zip(asked.products, asked.query, asked.gain)]
+    judged = [
+        (texts[row], query, gain) for row, query, gain in zip(asked.products, asked.query, asked.gain, strict=True)
+    ]
     assert ("desk", 1, 1) in judged
     assert ("product 7", 1, 0) in judged
     for split, pairs in SPLITS.items():  # every product comes from one split
@@ -78,7 +80,7 @@ def test_bm25_finds_what_its_library_finds(catalogue):
     for row, query in enumerate(["red lamp", "oak desk"]):
         tokens = bm25s.tokenize([query], show_progress=False)
         products, scores = index.retrieve(tokens, k=5, show_progress=False)
-        hits = [product for product, score in zip(products[0].tolist(), scores[0].tolist()) if score > 0]
+        hits = products[0][scores[0] > 0].tolist()
         assert sorted(found[row][: len(hits)].tolist()) == sorted(hits)
         assert (found[row][len(hits) :] == -1).all()  # what shares no word is not found
 
@@ -92,10 +94,8 @@ def test_fusion_is_by_the_sum_of_reciprocal_ranks():
 
 def test_the_metrics_are_those_of_arithmetic_by_hand(catalogue):
     asked, texts = catalogue.queries["test"], catalogue.texts.to_pylist()
-    lamps, others = (
-        [texts.index("a red lamp"), texts.index("lamp, red")],
-        [texts.index(f"product {n}") for n in range(98)],
-    )
+    lamps = [texts.index("a red lamp"), texts.index("lamp, red")]
+    others = [texts.index(f"product {number}") for number in range(98)]
     found = np.array([[others[0], lamps[1], *others[1:98], lamps[0]], [*others[:98], texts.index("desk"), -1]])
     result = measure(found, asked, len(catalogue))
     assert result["recall@10"].tolist() == [0.5, 0]

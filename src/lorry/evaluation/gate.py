@@ -120,11 +120,8 @@ def _read(part: str) -> Requirement:
         )
     split, colon, metric = (piece.strip() for piece in name.rpartition(":"))
     if colon and split not in NAMED_SPLITS:
-        _refuse(
-            part,
-            "there is no such split",
-            "Write validation: or test: before the metric, or neither; or probe:spearman.",
-        )
+        hint = "Write validation: or test: before the metric, or neither; or probe:spearman."
+        _refuse(part, "there is no such split", hint)
     known = (*METRICS, OFFICIAL_NDCG)
     if metric not in known:
         guess = nearest(metric.lower(), known)
