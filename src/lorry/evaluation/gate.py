@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from lorry.config import LONGEST
 from lorry.errors import UserError, nearest
-from lorry.names import METRICS, OFFICIAL_NDCG
+from lorry.names import METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 
 NAMED_SPLITS = ("validation", "test", "probe")
 PROBE_METRICS = ("spearman",)
@@ -122,7 +122,7 @@ def _read(part: str) -> Requirement:
     if colon and split not in NAMED_SPLITS:
         hint = "Write validation: or test: before the metric, or neither; or probe:spearman."
         _refuse(part, "there is no such split", hint)
-    known = (*METRICS, OFFICIAL_NDCG)
+    known = (*METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG)
     if metric not in known:
         guess = nearest(metric.lower(), known)
         _refuse(
