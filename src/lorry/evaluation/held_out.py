@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,11 +19,14 @@ from lorry.evaluation.evidence import Evidence, Sides, gather_evidence, product_
 from lorry.evaluation.scoring import SplitScores
 from lorry.model.encoder import Encoder
 from lorry.model.shared_embedding import embed_shared
+from lorry.model.standardizing import Standardizer, fit_standardizer
 from lorry.model.tokens import TokenizedTexts
 from lorry.signals import StopRequestedError
 from lorry.training.setup import TrainingSetup
 
 T = TypeVar("T")
+
+STANDARDIZING = 20_000  # training products whose embeddings are enough to standardise by
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,38 @@ def split_of_verdict(splits: dict[str, Pairs]) -> str:
     return "test" if "test" in splits else "validation"
 
 
+def fitted_standardizer(setup: TrainingSetup, stop: threading.Event | None) -> Standardizer:
+    """Return on every rank what standardises the encoder's embeddings, by those of the training products.
+
+    Raises:
+        StopRequestedError: `stop` was set.
+    """
+    encoder, base = setup.encoder, setup.encoder.base
+    some, size = _some(setup.texts["train"], standardizing_rows(setup)), setup.config.eval_batch_size
+    encoder.base = replace(base, normalize=False)  # it comes before the normalisation
+    try:
+        product_PD = embed_shared(encoder, some, size, stop, setup.ranks, everywhere=False)
+    finally:
+        encoder.base = base
+    kind = setup.config.standardize
+    made = setup.ranks.from_first(lambda: fit_standardizer(kind, product_PD), "standardising embeddings")
+    return made.to(encoder.device)
+
+
+def standardizing_rows(setup: TrainingSetup) -> np.ndarray:
+    """Return the rows, in the training texts, of the products that embeddings are standardised by."""
+    texts = setup.texts["train"]
+    products = len(texts) - texts.queries
+    rng = np.random.default_rng(setup.config.seed)
+    return np.sort(rng.choice(products, min(products, STANDARDIZING), replace=False)) + texts.queries
+
+
+def _some(texts: TokenizedTexts, rows: np.ndarray) -> TokenizedTexts:
+    """Return a table of these texts alone."""
+    own = texts.take(rows)
+    return TokenizedTexts(own.ids, np.append(0, np.cumsum(own.lengths)), 0)
+
+
 def _train_products(
     setup: TrainingSetup, encoder: Encoder, catalogue: Catalogue, stop: threading.Event | None
 ) -> Tensor:
@@ -131,8 +166,7 @@ def _train_products(
         found_PD = setup.documents["train"][torch.from_numpy(rows)]
     else:
         texts = setup.texts["train"]
-        own = texts.take(rows + texts.queries)
-        some = TokenizedTexts(own.ids, np.append(0, np.cumsum(own.lengths)), 0)
+        some = _some(texts, rows + texts.queries)
         found_PD = embed_shared(encoder, some, setup.config.eval_batch_size, stop, setup.ranks, everywhere=False)
     return torch.nn.functional.normalize(found_PD, dim=-1)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lorry.config import TrainConfig
-from lorry.evaluation.held_out import catalogue_of
+from lorry.evaluation.held_out import catalogue_of, standardizing_rows
 from lorry.logs import duration
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
@@ -114,6 +114,9 @@ def count_evaluation(setup: TrainingSetup) -> Tokens:
         texts, rows = setup.texts["train"], catalogue.rows["train"]
         lengths = texts.lengths_of(rows[rows >= 0] + texts.queries)
         counted += Tokens(int(lengths.sum()), int((lengths**2).sum())) * 2
+    if config.standardize != "none":
+        lengths = setup.texts["train"].lengths_of(standardizing_rows(setup))
+        counted += Tokens(int(lengths.sum()), int((lengths**2).sum()))
     return counted
 
 

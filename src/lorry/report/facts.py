@@ -74,6 +74,7 @@ class ReportFacts:
         changes: Queries whose ranking changed, in the order to show them.
         pooling: How the model pools token vectors: mean, cls or lasttoken.
         interpolation: Share of the trained update that the merged model has; 0 for the weights of the base model.
+        standardized: Whether the merged model standardises its embeddings.
     """
 
     metrics: Mapping[str, Any]
@@ -88,3 +89,4 @@ class ReportFacts:
     changes: Sequence[QueryChange] = ()
     pooling: str = "mean"
     interpolation: float = 1.0
+    standardized: bool = False

@@ -95,6 +95,7 @@ def gather_facts(
         changes=query_changes(splits[shown], base[shown].scores, tuned[shown].scores),
         pooling=setup.base.pooling,
         interpolation=interpolation,
+        standardized=setup.encoder.standardizer is not None,
     )
 
 
