@@ -58,12 +58,14 @@ def fit_standardizer(kind: str, product_CD: Tensor) -> Standardizer:
 
     Args:
         kind: center or whiten.
-        product_CD: Embeddings of products.
+        product_CD: Embeddings of products; where there are none, nothing is changed.
     """
-    mean_D = product_CD.mean(0)
     matrix_DD = torch.eye(product_CD.shape[1])
+    if not len(product_CD):
+        return Standardizer(matrix_DD, torch.zeros(len(matrix_DD)))
+    mean_D = product_CD.mean(0)
     if kind == "whiten" and len(product_CD) > 1:
         variance_D, direction_DD = torch.linalg.eigh(torch.cov(product_CD.T.double()))
-        variance_D = variance_D.clamp_min(SMALLEST * float(variance_D.max()))
+        variance_D = variance_D.clamp_min(max(SMALLEST * float(variance_D.max()), 1e-12))
         matrix_DD = (direction_DD * variance_D.rsqrt() @ direction_DD.T).float()
     return Standardizer(matrix_DD, -mean_D @ matrix_DD)

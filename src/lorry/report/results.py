@@ -19,13 +19,14 @@ from lorry.evaluation.intervals import Change, compare
 from lorry.evaluation.metrics import evaluate, rankable_queries, undefined
 from lorry.evaluation.outcomes import outcomes
 from lorry.evaluation.scoring import SplitScores, baselines
-from lorry.evaluation.search import bm25_search, compare_searches, heard
+from lorry.evaluation.search import bm25_search, compare_searches
 from lorry.evaluation.slices import slices
 from lorry.evaluation.threshold import fit_calibration, measure_calibration
 from lorry.report.changes import query_changes
 from lorry.report.facts import ReportFacts, ScoresByLabel
 from lorry.report.provenance import environment
 from lorry.report.verdict import verdict_split
+from lorry.signals import heard
 from lorry.training.loop import Progress
 from lorry.training.memory import peak_memory
 from lorry.training.progress import TrainingLog
@@ -67,7 +68,7 @@ def gather_facts(
     }
     metrics: dict[str, Any] = {
         "splits": {
-            name: _split_block(pairs, base[name], tuned[name], differences[name], seed)
+            name: _split_block(pairs, base[name], tuned[name], differences[name], seed, stop)
             | _threshold_block(splits, base, tuned, name)
             for name, pairs in heard(splits.items(), stop)
         },
@@ -100,7 +101,12 @@ def gather_facts(
 
 
 def _split_block(
-    pairs: Pairs, before: SplitScores, after: SplitScores, differences: Mapping[str, Change], seed: int
+    pairs: Pairs,
+    before: SplitScores,
+    after: SplitScores,
+    differences: Mapping[str, Change],
+    seed: int,
+    stop: threading.Event | None,
 ) -> dict[str, Any]:
     rankable = rankable_queries(pairs.query, pairs.gain)
     return {
@@ -112,7 +118,7 @@ def _split_block(
         "tuned": after.metrics,
         "change": {name: asdict(difference) for name, difference in differences.items()},
         "outcomes": outcomes(pairs.query, pairs.gain, pairs.relevant, before.scores, after.scores),
-        "slices": slices(pairs, before.scores, after.scores, seed=seed),
+        "slices": slices(pairs, before.scores, after.scores, seed=seed, stop=stop),
     }
 
 
