@@ -18,7 +18,7 @@ from lorry.evaluation.held_out import ModelScores
 from lorry.evaluation.intervals import Change, compare
 from lorry.evaluation.metrics import evaluate, rankable_queries, undefined
 from lorry.evaluation.outcomes import outcomes
-from lorry.evaluation.scoring import SplitScores, baselines
+from lorry.evaluation.scoring import SplitScores, baselines, official_scorer_gain
 from lorry.evaluation.search import bm25_search, compare_searches
 from lorry.evaluation.slices import slices
 from lorry.evaluation.threshold import fit_calibration, measure_calibration
@@ -63,7 +63,15 @@ def gather_facts(
     splits, seed = {name: setup.splits[name] for name in before.splits}, setup.config.seed
     base, tuned = before.splits, after.splits
     differences = {
-        name: compare(pairs.query, pairs.gain, pairs.relevant, base[name].scores, tuned[name].scores, seed=seed)
+        name: compare(
+            pairs.query,
+            pairs.gain,
+            pairs.relevant,
+            base[name].scores,
+            tuned[name].scores,
+            seed=seed,
+            official_gain=official_scorer_gain(pairs),
+        )
         for name, pairs in heard(splits.items(), stop)
     }
     metrics: dict[str, Any] = {
