@@ -38,7 +38,7 @@ class Evidence:
         found: What search finds for each of the catalogue's queries.
         standardized: Metrics of the judged pairs with standardised embeddings, by kind.
         economics: What smaller forms of the vectors cost, a row each, where it was asked for.
-        seconds: That all of it took.
+        seconds: That all of it took, encoding included where that was for the search alone.
     """
 
     found: dict[str, Found] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -95,6 +96,7 @@ def score_encoder(
     probe = _probe_scores(setup, encoder, stop)
     if not catalogue:
         return ModelScores(scores, probe=probe)
+    began = time.perf_counter()
     train_PD = _train_products(setup, encoder, catalogue, stop)
 
     def evidence() -> Evidence:
@@ -102,7 +104,8 @@ def score_encoder(
         about = split_of_verdict(setup.splits) if economics else ""
         return gather_evidence(catalogue, setup.splits, sides, product_CD, config, economics_of=about, stop=stop)
 
-    return ModelScores(scores, _unless_stopped(ranks, evidence, "searching the catalogue"), probe)
+    found = _unless_stopped(ranks, evidence, "searching the catalogue")
+    return ModelScores(scores, replace(found, seconds=time.perf_counter() - began), probe)
 
 
 def _probe_scores(setup: TrainingSetup, encoder: Encoder, stop: threading.Event | None) -> np.ndarray | None:
