@@ -37,10 +37,10 @@ class PretrainedModel:
     prompts: dict[str, str] = field(default_factory=dict)
     model_type: str = ""
     """Architecture, as config.json names it."""
-    standardizer: Path | None = None
-    """Folder of the module that standardises embeddings, if there is one."""
     vocabulary: int = 0
     """Tokens that the model has an embedding for; 0 where config.json does not say."""
+    standardizer: Path | None = None
+    """Folder of the module that standardises embeddings, if there is one."""
 
     @property
     def architecture(self) -> Architecture:
