@@ -19,6 +19,7 @@ from command import lorry
 from lorry.aws.submit import METRIC_DEFINITIONS
 from lorry.config import TrainConfig, as_dict
 from lorry.data import synthetic
+from lorry.names import OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 
 DATA = Path(os.environ.get("LORRY_DATA", Path(__file__).parents[1] / "../shared/data"))
 METRICS = (
