@@ -4,8 +4,10 @@
     python benchmarks/scale.py --show benchmarks/results/scale.json      the table of an earlier run
 
 N judged pairs are made up (a fifth as many unique texts, a twentieth as many queries) and written to a temporary
-folder. A fresh process then does with them what a run does before its first step, by the run's own functions. It
-reports how long each part took, the CPU time of all cores (which says more on a busy machine), and its peak memory.
+folder. A fresh process then does with them what a run does before its first step, by the run's own functions, and
+evaluates a model on the validation pairs, a tenth of all, beside BM25. The model has one layer: its speed does not
+matter here, the memory does. The process reports how long each part took, the CPU time of all cores (which says more
+on a busy machine), and its peak memory without evaluation and with it.
 The results file is rewritten after every size; a size that fails is recorded with its reason.
 """
 
@@ -31,6 +33,8 @@ import records
 from lorry.config import TrainConfig
 from lorry.data.pairs import read_splits
 from lorry.data.sampler import BatchSampler
+from lorry.evaluation import scoring
+from lorry.model.encoder import Encoder
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import load_tokenizer, tokenize
 from lorry.training.batches import make_batch
@@ -53,6 +57,9 @@ COLUMNS = {
     "one batch, ms": ("batch_ms", ".2f"),
     "CPU time, s": ("cpu_seconds", ".1f"),
     "peak memory, GB": ("peak_gb", ".2f"),
+    "evaluating, s": ("evaluate_seconds", ".1f"),
+    "BM25, s": ("bm25_seconds", ".1f"),
+    "peak memory with both, GB": ("evaluated_peak_gb", ".2f"),
 }
 T = TypeVar("T")
 
@@ -132,7 +139,7 @@ def _phrases(words: pa.Array, count: int, least: int, most: int, random: np.rand
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Read, tokenise and plan the pairs of `folder`/train, and say what it took."""
+    """Read, tokenise and plan the pairs of `folder`/train, evaluate a model on some, and say what it took."""
     logging.disable()
     base = find_pretrained("bundled")
     load_tokenizer(base)  # imports transformers: seconds that any number of pairs costs once
@@ -140,27 +147,37 @@ def measure(folder: Path) -> dict[str, Any]:
     config = TrainConfig(train=str(folder / "train"))
     splits, read = _timed(lambda: read_splits(config))
     pairs = splits["train"]
-    tokens, cold = _timed(lambda: [tokenize(each, base, folder / "cache") for each in splits.values()])
+    tokens, cold = _timed(lambda: {name: tokenize(each, base, folder / "cache") for name, each in splits.items()})
     _, warm = _timed(lambda: [tokenize(each, base, folder / "cache") for each in splits.values()])
     sampler = BatchSampler(pairs.query, config.batch_size, config.epochs, config.seed)
     _, order = _timed(lambda: sampler.batch(0))
     steps = np.linspace(0, sampler.steps - 1, min(STEPS, sampler.steps)).astype(int)
     device = torch.device("cpu")
     _, batches = _timed(
-        lambda: [tokens[0].take(make_batch(tokens[0], pairs, sampler.batch(step), device).rows) for step in steps]
+        lambda: [
+            tokens["train"].take(make_batch(tokens["train"], pairs, sampler.batch(step), device).rows) for step in steps
+        ]
     )
+    cpu, peak, held_out = time.process_time() - began, peak_bytes(), splits["validation"]
+    encoder = Encoder(base, "fp32", device)
+    encoder.model.encoder.layer = encoder.model.encoder.layer[:1]
+    _, evaluated = _timed(lambda: scoring.score(encoder, tokens["validation"], held_out, config))
+    _, bm25 = _timed(lambda: scoring.baselines(held_out, config.seed))
     return {
         "pairs": sum(map(len, splits.values())),
         "texts": sum(len(each.texts) for each in splits.values()),
         "queries": sum(len(each.queries) for each in splits.values()),
-        "tokens": sum(int(each.offsets[-1]) for each in tokens),
+        "tokens": sum(int(each.offsets[-1]) for each in tokens.values()),
         "read_seconds": round(read, 3),
         "tokenize_seconds": round(cold, 3),
         "again_seconds": round(warm, 3),
         "order_seconds": round(order, 3),
         "batch_ms": round(1000 * batches / len(steps), 3),
-        "cpu_seconds": round(time.process_time() - began, 3),
-        "peak_gb": round(peak_bytes() / 1e9, 3),
+        "cpu_seconds": round(cpu, 3),
+        "peak_gb": round(peak / 1e9, 3),
+        "evaluate_seconds": round(evaluated, 3),
+        "bm25_seconds": round(bm25, 3),
+        "evaluated_peak_gb": round(peak_bytes() / 1e9, 3),
     }
 
 
