@@ -49,7 +49,7 @@ def test_several_ranks_make_the_steps_of_one(name, tmp_path, recipe):
         assert many.finish(keep_gradients(tmp_path / str(size) / "gradients")) == [0] * size, many.said
         pairs = zip(gradients(tmp_path / "1" / "gradients"), gradients(tmp_path / str(size) / "gradients"), strict=True)
         assert max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in list(pairs)[:alike]) < 1e-5
-        np.testing.assert_allclose(many.losses, one.losses, rtol=1e-4)
+        np.testing.assert_allclose(many.losses, one.losses, rtol=1e-4, atol=1e-6)  # a cosine has rounding of 1e-7
         assert np.abs(many.weights - one.weights).max() < near
         assert not any("loss" in run.said for run in many.runs[1:]), "rank 0 speaks for all"
 
