@@ -1,7 +1,7 @@
 """Two containers as the two hosts of a SageMaker job, on a network of their own.
 
-Killed, stopped, paused or cut off, before the first step, in mid-run or during evaluation: both end within half a minute, and each
-failure file names the host that failed. `pytest -s` shows how each job ended.
+Killed, stopped, paused or cut off, before the first step, in mid-run or during evaluation: both end within half a
+minute, and each failure file names the host that failed. `pytest -s` shows how each job ended.
 """
 
 import time
