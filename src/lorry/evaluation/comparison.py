@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lorry.config import TrainConfig
-from lorry.data.pairs import read_channel
+import torch
+
+from lorry.config import ProviderOptions, TrainConfig
+from lorry.data.pairs import Pairs, read_channel
 from lorry.errors import UserError
 from lorry.evaluation import metrics, scoring
 from lorry.evaluation.gate import Requirement, check_measurable, read_requirements, unmet
@@ -15,45 +18,52 @@ from lorry.hardware import make_accelerator
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.merge import DOCUMENT_MODEL
-from lorry.model.pretrained import find_pretrained
+from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.names import METRICS
 from lorry.outputs import check_writable, holds_metrics, write_json
+from lorry.providers.remote_models import RemoteModels
 
 log = logging.getLogger("lorry")
 
 
-def compare_models(models: list[str], data: str, output: Path, config: TrainConfig) -> None:
+def compare_models(
+    models: list[str], data: str, output: Path, config: TrainConfig, providers: ProviderOptions | None = None
+) -> None:
     """Score each model on the pairs of a folder and write the metrics as JSON.
 
     Args:
-        models: Hub ids, folders or `bundled`.
+        models: Hub ids, folders or `bundled`; or models that a provider runs: `bedrock:MODEL`, `openai:MODEL`.
         data: Judged pairs: a folder, a file, or hf://datasets/OWNER/NAME.
         output: The file to write.
         config: How to read the pairs, maximum length, precision and batch size; and what the last model must reach,
             where the first one is the base model.
+        providers: Where the models of providers are, and what they may cost.
 
     Raises:
-        UserError: A model or the pairs cannot be read, or the file cannot be written; or the last model does not meet
-            the requirements: then the file is written all the same.
+        UserError: A model or the pairs cannot be read, a provider refuses, or the file cannot be written; or the last
+            model does not meet the requirements: then the file is written all the same.
     """
     requirements = _requirements(config.require, models)
     _check_output(output)
     accelerator, precision = make_accelerator(config.precision)
-    bases = {name: find_pretrained(name, config.max_length) for name in models}
+    remote = RemoteModels(models, providers or ProviderOptions(), config.max_length)
+    bases = {name: find_pretrained(name, config.max_length) for name in models if name not in remote}
     channel = read_channel(data, config)
     measurable = {split: scoring.measurable(pairs) for split, pairs in channel.items()}
     check_measurable(requirements, measurable)
+    remote.announce(
+        chain.from_iterable(pairs.queries.to_pylist() for pairs in channel.values()),
+        chain.from_iterable(pairs.texts.to_pylist() for pairs in channel.values()),
+    )
     splits: dict[str, dict[str, Any]] = {}
     for split, pairs in channel.items():
         scores: dict[str, dict[str, float]] = {}
-        for name, base in bases.items():
-            texts, encoder = tokenize(pairs, base), Encoder(base, precision, accelerator.device)
-            documents_TD = None
-            if (folder := base.folder / DOCUMENT_MODEL).is_dir():  # queries alone were trained
-                other = Encoder(find_pretrained(str(folder), config.max_length), precision, accelerator.device)
-                documents_TD = embed_all(other, texts, config.eval_batch_size, side="document")
-            scores[name] = scoring.score(encoder, texts, pairs, config, documents_TD=documents_TD).metrics
+        for name in dict.fromkeys(models):
+            if name in remote:
+                scores[name] = _measure_remote(remote, name, pairs)
+            else:
+                scores[name] = _measure_local(bases[name], pairs, config, accelerator.device, precision)
             log.info("%s: %s", name, " ".join(f"{key}={value:.4f};" for key, value in scores[name].items()))
         if undefined := [name for name in METRICS if name not in measurable[split]]:
             log.warning("%s: not defined by these labels: %s", split, ", ".join(undefined))
@@ -65,7 +75,8 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
             "models": scores,
         }
         log.info("\n%s\n", _table(split, splits[split]))
-    write_json(output, {"splits": splits})
+    about = remote.summary()
+    write_json(output, {"splits": splits} | ({"providers": about} if about else {}))
     log.info("metrics: %s", output)
     first, last = models[0], models[-1]
     blocks = {
@@ -76,6 +87,26 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
         raise UserError(f"{last} does not meet --require: {'; '.join(missed)}", f"The metrics are in {output}.")
     if requirements:
         log.info("%s meets --require: %s", last, config.require)
+
+
+def _measure_local(
+    base: PretrainedModel, pairs: Pairs, config: TrainConfig, device: torch.device, precision: str
+) -> dict[str, float]:
+    """Return the metrics of a model on disk."""
+    texts, encoder = tokenize(pairs, base), Encoder(base, precision, device)
+    documents_TD = None
+    if (folder := base.folder / DOCUMENT_MODEL).is_dir():  # queries alone were trained
+        other = Encoder(find_pretrained(str(folder), config.max_length), precision, device)
+        documents_TD = embed_all(other, texts, config.eval_batch_size, side="document")
+    return scoring.score(encoder, texts, pairs, config, documents_TD=documents_TD).metrics
+
+
+def _measure_remote(remote: RemoteModels, name: str, pairs: Pairs) -> dict[str, float]:
+    """Return the metrics of a model that a provider runs."""
+    all_ND = torch.from_numpy(remote.embed(name, pairs.queries.to_pylist(), pairs.texts.to_pylist()))
+    torch.nn.functional.normalize(all_ND, dim=-1, out=all_ND)
+    queries = len(pairs.queries)
+    return scoring.measure(pairs, scoring.cosines(pairs, all_ND[:queries], all_ND[queries:]))
 
 
 def _requirements(text: str, models: list[str]) -> list[Requirement]:

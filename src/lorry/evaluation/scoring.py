@@ -67,20 +67,24 @@ def score(
     return ranks.from_first(lambda: _scored(all_ND, texts, pairs, config, documents_TD), "scoring pairs")
 
 
+def cosines(pairs: Pairs, query_QD: Tensor, text_TD: Tensor) -> np.ndarray:
+    """Return the dot product of each pair's embeddings, [N] float32, which for a length of 1 is their cosine."""
+    scores = np.empty(len(pairs), np.float32)
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        query_BD = query_QD[torch.from_numpy(pairs.query[part].astype(np.int64))]
+        text_BD = text_TD[torch.from_numpy(pairs.text[part].astype(np.int64))]
+        scores[part] = (query_BD * text_BD).sum(-1).numpy()
+    return scores
+
+
 def _scored(
     all_ND: Tensor, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig, documents_TD: Tensor | None
 ) -> SplitScores:
     if documents_TD is not None:
         all_ND = torch.cat([all_ND, documents_TD])
     torch.nn.functional.normalize(all_ND, dim=-1, out=all_ND)  # in place: of millions of texts these are gigabytes
-    scores = np.empty(len(pairs), np.float32)
-    for start in range(0, len(pairs), PAIRS_AT_ONCE):
-        part = slice(start, start + PAIRS_AT_ONCE)
-        query_BD, text_BD = (
-            all_ND[torch.from_numpy(rows[part].astype(np.int64) + first)]
-            for rows, first in ((pairs.query, 0), (pairs.text, texts.queries))
-        )
-        scores[part] = (query_BD * text_BD).sum(-1).numpy()
+    scores = cosines(pairs, all_ND[: texts.queries], all_ND[texts.queries :])
     if not np.isfinite(scores).all():
         raise UserError("the model's similarities are not finite numbers", "Lower lr, or take another precision.")
     return SplitScores(scores, measure(pairs, scores), _loss(config, all_ND, texts, pairs))
