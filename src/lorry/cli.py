@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         required=True,
-        help="Hub id, folder or bundled; bedrock:MODEL or openai:MODEL, with ?dimensions=256 where it has a choice, and "
+        help="Hub id, folder or bundled; bedrock:MODEL or openai:MODEL, with ?dimensions=256 where it has a choice and "
         "?price=0.02 for the dollars per million tokens; may be repeated: --require is about the last, and the first "
         "is its base model",
     )

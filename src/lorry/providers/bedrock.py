@@ -149,10 +149,8 @@ def _family(name: RemoteName) -> Family:
     for family in FAMILIES:
         if any(part in name.model for part in family.names):
             if name.dimensions and name.dimensions not in family.dimensions:
-                offers = (
-                    f"It offers {', '.join(map(str, family.dimensions))}." if family.dimensions else "Leave it out."
-                )
-                raise UserError(f"{name.text!r}: the model has no {name.dimensions} dimensions", offers)
+                offered = ", ".join(map(str, family.dimensions)) or "no other number than its own"
+                raise UserError(f"{name.text!r}: {name.dimensions} dimensions cannot be had", f"It has {offered}.")
             return family
     raise UserError(
         f"{name.text!r}: how to ask that model is not known",
@@ -168,7 +166,7 @@ def _explain(error: aws.ClientError, doing: str, model: str) -> UserError:
     if name in DENIED:
         return UserError(
             f"{doing}: AWS denies it: {said}",
-            "Allow your user bedrock:InvokeModel on the model, and open the model for the account in Bedrock's console.",
+            "Allow your user bedrock:InvokeModel on the model, and open the model for the account in the console.",
         )
     if name in BUSY:
         return UserError(

@@ -35,6 +35,8 @@ class Answer(NamedTuple):
     """[n, width] float32, in the order of the texts."""
     tokens: int | None
     """As the provider counts them; None where it does not say."""
+    requests: int = 1
+    """That it took."""
 
 
 class Endpoint(Protocol):

@@ -84,9 +84,8 @@ class OpenAIEndpoint:
                     ) from None
                 self._most = min(self._most, len(part) // 2)
                 answers.append(self.send(part, side))
-        tokens = [answer.tokens for answer in answers]
-        counted = sum(count for count in tokens if count is not None)
-        return Answer(np.concatenate([answer.vectors_ND for answer in answers]), None if None in tokens else counted)
+        vectors, tokens, requests = zip(*answers, strict=True)
+        return Answer(np.concatenate(vectors), None if None in tokens else sum(tokens), sum(requests))
 
     def give_up(self) -> None:
         """Let requests that wait for another try end at once."""
@@ -169,9 +168,7 @@ def _checked_url(url: str) -> str:
 
 def _checked_key(key: str, url: str) -> str:
     if not key and url == OPENAI_URL:
-        raise UserError(
-            f"{OPENAI_URL} asks for a key", f"Set {KEY}, or give the address of another server: --openai_url."
-        )
+        raise UserError(f"{OPENAI_URL} asks for a key", f"Set {KEY}, or give another server's address: --openai_url.")
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"{KEY} holds no key: it has characters that no key has", "Copy the key again.")
     return key

@@ -8,13 +8,14 @@ import logging
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lorry.errors import UserError
 from lorry.providers.cache import VectorCache
 from lorry.providers.endpoint import Answer, Endpoint, Side, cut, requests_of
 from lorry.providers.names import RemoteName
@@ -42,6 +43,7 @@ class RemoteModel:
     def __init__(self, name: RemoteName, endpoint: Endpoint, budget: Budget, folder: Path, max_length: int = 0) -> None:
         self.name, self.place, self.usage = name, endpoint.place, Usage()
         self.price = price_of(name, endpoint.url)
+        self.prices_from = None if self.price is None else PRICES_FROM if name.price is None else "the command line"
         self.width = 0
         self._endpoint, self._budget, self._folder = endpoint, budget, folder
         self._most_bytes = max_length * BYTES_PER_TOKEN
@@ -58,7 +60,7 @@ class RemoteModel:
         with VectorCache(self._path(side)) as cache:
             missing = cache.missing(by_key)
             self._count(by_key, missing, texts)
-            self._ask(cache, missing, by_key, side)
+            self._ask(cache, [by_key[key] for key in missing], side)
             vectors_ND = cache.read(keys)
         self.width = vectors_ND.shape[1] or self.width
         return vectors_ND
@@ -89,13 +91,9 @@ class RemoteModel:
             "requests": usage.requests,
             "tokens_estimated": usage.tokens_estimated,
             "tokens": usage.tokens,
-            "tokens_counted_by_provider": usage.uncounted_requests == 0,
+            "tokens_counted_by": ("provider" if usage.all_counted else "estimate") if usage.requests else None,
             "dollars_per_million_tokens": self.price,
-            "prices_from": "the user"
-            if self.name.price is not None
-            else PRICES_FROM
-            if self.price is not None
-            else None,
+            "prices_from": self.prices_from,
             "dollars_estimated": dollars(usage.tokens_estimated, self.price),
             "dollars": dollars(usage.tokens, self.price),
         }
@@ -113,7 +111,7 @@ class RemoteModel:
         keys = []
         for text in texts:
             short = self._cut(text)
-            key = hashlib.sha256(short.encode()).digest()
+            key = _key(short)
             by_key[key] = short
             keys.append(key)
         return by_key, keys
@@ -137,33 +135,63 @@ class RemoteModel:
         self.usage.cut += len({text for text in texts if self._cut(text) != text})
         self._seen |= new
 
-    def _ask(self, cache: VectorCache, missing: list[bytes], by_key: Mapping[bytes, str], side: Side) -> None:
-        """Send what is missing, several requests at once, and keep each answer as it comes."""
-        requests = requests_of([by_key[key] for key in missing], self._endpoint.limits)
-        done, said = 0, time.monotonic()
+    def _ask(self, cache: VectorCache, texts: list[str], side: Side) -> None:
+        """Send texts, several requests at once, and keep each answer as it comes; after a failure, those under way."""
+        requests = requests_of(texts, self._endpoint.limits)
+        progress = _Progress(self.name.text, len(texts))
+        failed: UserError | None = None
         with ThreadPoolExecutor(self._endpoint.limits.at_once) as pool:
             try:
-                while group := list(islice(requests, QUEUED)):
-                    for request, answer in zip(group, pool.map(lambda sent: self._endpoint.send(sent, side), group)):
-                        cache.store(missing[done : done + len(request)], answer.vectors_ND)
-                        done += len(request)
-                        self._pay(request, answer)
-                        if time.monotonic() - said > SAY_EVERY:
-                            said = time.monotonic()
-                            log.info("%s: %s of %s texts", self.name.text, f"{done:,}", f"{len(missing):,}")
-            except BaseException:
+                while failed is None and (group := list(islice(requests, QUEUED))):
+                    sent = {pool.submit(self._endpoint.send, request, side): request for request in group}
+                    for future in as_completed(sent):
+                        if future.cancelled():
+                            continue
+                        try:
+                            answer = future.result()
+                            cache.store([_key(text) for text in sent[future]], answer.vectors_ND)
+                            progress.add(len(sent[future]))
+                            self._pay(sent[future], answer)
+                        except UserError as error:
+                            failed = failed or error
+                            self._endpoint.give_up()
+                            for other in sent:
+                                other.cancel()
+            except BaseException:  # a stop
                 self._endpoint.give_up()
                 pool.shutdown(wait=False, cancel_futures=True)
-                if done:
-                    log.info("%s: the next run begins with %s embeddings of this one", self.name.text, f"{done:,}")
                 raise
+        if failed:
+            progress.end()
+            raise failed
 
     def _pay(self, request: Sequence[str], answer: Answer) -> None:
         usage = self.usage
         tokens = answer.tokens
         if tokens is None:
-            usage.uncounted_requests += 1
+            usage.all_counted = False
             tokens = sum(map(estimate_tokens, request))
-        usage.requests += 1
+        usage.requests += answer.requests
         usage.tokens += tokens
         self._budget.spend(dollars(tokens, self.price))
+
+
+class _Progress:
+    """Says now and then how far it is."""
+
+    def __init__(self, name: str, texts: int) -> None:
+        self._name, self._texts, self._done, self._said = name, texts, 0, time.monotonic()
+
+    def add(self, texts: int) -> None:
+        self._done += texts
+        if time.monotonic() - self._said > SAY_EVERY:
+            self._said = time.monotonic()
+            log.info(f"{self._name}: {self._done:,} of {self._texts:,} texts")
+
+    def end(self) -> None:
+        if self._done:
+            log.info(f"{self._name}: {self._done:,} embeddings are kept for the next run")
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

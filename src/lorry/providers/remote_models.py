@@ -15,7 +15,7 @@ from lorry.config import ProviderOptions
 from lorry.errors import UserError
 from lorry.providers.endpoint import Endpoint
 from lorry.providers.names import RemoteName, is_remote, read_name
-from lorry.providers.pricing import PRICES_FROM, dollars
+from lorry.providers.pricing import dollars
 from lorry.providers.remote_model import RemoteModel
 from lorry.providers.spending import Budget, in_dollars
 
@@ -96,7 +96,7 @@ class RemoteModels:
             if usage.cut:
                 log.info("%s: %s texts were longer than is sent, and cut", name, f"{usage.cut:,}")
             if usage.requests:
-                counted = "in part estimated" if usage.uncounted_requests else "as the provider counts them"
+                counted = "as the provider counts them" if usage.all_counted else "in part estimated"
                 cost = _priced(model, dollars(usage.tokens, model.price))
                 log.info(f"{name}: {usage.requests:,} requests, {usage.tokens:,} tokens {counted}; {cost}")
         return {name: model.summary() for name, model in self._models.items()}
@@ -105,8 +105,7 @@ class RemoteModels:
 def _priced(model: RemoteModel, cost: float | None) -> str:
     if cost is None:
         return "what they cost is not known"
-    whose = "the price given" if model.name.price is not None else f"the price of {PRICES_FROM}"
-    return f"{in_dollars(cost)} at ${model.price:g} a million, {whose}"
+    return f"{in_dollars(cost)} at ${model.price:g} a million (price from {model.prices_from})"
 
 
 def _open(name: RemoteName, options: ProviderOptions) -> Endpoint:

@@ -55,7 +55,8 @@ class Usage:
     """Of what is not in the cache, before anything was sent."""
     tokens: int = 0
     """As the provider counted them; where it did not, as estimated."""
-    uncounted_requests: int = 0
+    all_counted: bool = True
+    """Whether the provider counted the tokens of all requests."""
 
 
 def in_dollars(amount: float) -> str:
