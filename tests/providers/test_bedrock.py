@@ -223,12 +223,19 @@ def test_a_text_that_is_a_query_and_a_product_is_embedded_as_both_by_cohere_alon
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "pairs.csv").write_text("query,text,label\nred lamp,red lamp,1\nred lamp,sofa,0\n")
     evaluate(f"bedrock:{COHERE}", f"bedrock:{TITAN}", data=tmp_path / "pairs")
-    asked = [
-        (body["model"], body.get("input_type"), body.get("texts") or body["inputText"]) for body in bedrock.requests
-    ]
-    assert (COHERE, "search_query", ["red lamp"]) in asked
-    assert (COHERE, "search_document", ["red lamp", "sofa"]) in asked
-    assert sorted(text for model, _, text in asked if model == TITAN) == ["red lamp", "sofa"]
+    cohere = [(body["input_type"], body["texts"]) for body in bedrock.requests if body["model"] == COHERE]
+    assert cohere == [("search_query", ["red lamp"]), ("search_document", ["red lamp", "sofa"])]
+    titan = [body["inputText"] for body in bedrock.requests if body["model"] == TITAN]
+    assert sorted(titan) == ["red lamp", "sofa"]
+
+
+def test_bedrock_that_throttles_or_fails_is_asked_again(evaluate, bedrock, tmp_path):
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "pairs.csv").write_text("query,text,label\nred lamp,lamp,1\nred lamp,sofa,0\n")
+    bedrock.faults = [throttled(), (500, {}, "")]
+    ended, found = evaluate(f"bedrock:{TITAN}", data=tmp_path / "pairs")
+    assert ended.code == 0, ended.output
+    assert (len(bedrock.asked), len(bedrock.requests)) == (5, 3)
 
 
 def test_what_bedrock_costs_is_held_to_the_limit(evaluate, bedrock):

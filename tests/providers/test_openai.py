@@ -76,9 +76,7 @@ def test_what_fails_and_may_go_away_is_tried_again(evaluate, server, shop, patie
 
 
 def test_a_date_in_retry_after_is_obeyed(evaluate, server, patient):
-    server.faults = [
-        (429, {"Retry-After": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 2))}, "")
-    ]
+    server.faults = [(429, {"Retry-After": formatdate(time.time() + 2, usegmt=True)}, "")]
     begin = time.monotonic()
     assert evaluate("openai:toy")[0].code == 0
     assert 0.5 < time.monotonic() - begin < 8
