@@ -233,7 +233,7 @@ def test_bedrock_that_throttles_or_fails_is_asked_again(evaluate, bedrock, tmp_p
     (tmp_path / "pairs").mkdir()
     (tmp_path / "pairs" / "pairs.csv").write_text("query,text,label\nred lamp,lamp,1\nred lamp,sofa,0\n")
     bedrock.faults = [throttled(), (500, {}, "")]
-    ended, found = evaluate(f"bedrock:{TITAN}", data=tmp_path / "pairs")
+    ended, _ = evaluate(f"bedrock:{TITAN}", data=tmp_path / "pairs")
     assert ended.code == 0, ended.output
     assert (len(bedrock.asked), len(bedrock.requests)) == (5, 3)
 
