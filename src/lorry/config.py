@@ -19,7 +19,7 @@ from lorry.loss_sum import LOSS_OPTIONS, LOSSES, TEACHER_LOSSES, dims_of, loss_t
 T = TypeVar("T")
 
 # Fields of TrainConfig that a job's container fills in from its channels and folders.
-CONTAINER_PATHS = ("train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir")
+CONTAINER_PATHS = ("train", "validation", "test", "probe", "model_dir", "output_data_dir", "checkpoint_dir")
 
 LONGEST = 60  # characters of a value that are shown
 
@@ -80,6 +80,11 @@ class TrainConfig(PairOptions):
         "validation pairs, as for train; empty: the validation split that comes with train, else hold out queries",
     )
     test: str = option("", "test pairs, as for train; empty: the test split that comes with train, if it has one")
+    probe: str = option(
+        "",
+        "pairs of sentences with a similarity score (columns sentence1, sentence2, score, or the STS benchmark's own "
+        "files): how much the model forgets of general similarity; empty: not measured",
+    )
     model_dir: str = option("model", "folder for the merged model")
     output_data_dir: str = option("output", "folder for metrics.json, report.html and training.jsonl")
     checkpoint_dir: str = option("", "folder for checkpoints; a run that finds one there continues it; empty: none")
@@ -148,6 +153,18 @@ class TrainConfig(PairOptions):
     patience: int = option(
         0, "epochs without a better one on validation after which training ends; 0: never", minimum=0
     )
+    search_products: int = option(
+        100_000,
+        "products that search is measured among: all of them, or a sample of so many where there are more; "
+        "0: search is not measured",
+        minimum=0,
+    )
+    standardize: str = option(
+        "none",
+        "standardise the finished model's embeddings by those of the training products: center takes their mean away, "
+        "whiten also makes all directions equally long",
+        choices=("none", "center", "whiten"),
+    )
     max_length: int = option(0, "maximum tokens per text; 0: the base model's own limit", minimum=0)
     precision: str = option(
         "auto",
@@ -176,8 +193,8 @@ class TrainConfig(PairOptions):
     )
     require: str = option(
         "",
-        "what the tuned model must reach, else it is refused: [validation:|test:]METRIC>=BOUND, where the bound is "
-        "+0.005 (above the base model), 0.72, or bm25+0.01; may be repeated, or comma-separated",
+        "what the tuned model must reach, else it is refused: [validation:|test:|probe:]METRIC>=BOUND, where the "
+        "bound is +0.005 (above the base model), 0.72, or bm25+0.01; may be repeated, or comma-separated",
         repeatable=True,
     )
 
@@ -200,6 +217,16 @@ class TrainConfig(PairOptions):
         if self.cuda_graphs and (self.lora_rank == 0 or self.lora_dropout):
             what = "lora_dropout 0" if self.lora_rank else "adapters, and lora_rank 0 trains all weights"
             raise UserError(f"cuda_graphs needs {what}", "Leave out cuda_graphs.")
+        if self.standardize != "none" and self.train_side == "query":
+            raise UserError(
+                "standardize changes the embeddings of products, which train_side query leaves as they are",
+                "Leave out one of them.",
+            )
+        if self.standardize == "whiten" and self.matryoshka_dims:
+            raise UserError(
+                "standardize whiten mixes the numbers of an embedding, so that matryoshka_dims would have no effect",
+                "Leave out one of them.",
+            )
         if self.patience and not self.best_epoch:
             raise UserError("patience needs best_epoch", "Leave out patience, or best_epoch false.")
 
@@ -220,6 +247,7 @@ class JobOptions:
         "", "validation pairs: s3:// URI, folder to upload, or hf://datasets/OWNER/NAME on the Hub"
     )
     test: str = option("", "test pairs: s3:// URI, folder to upload, or hf://datasets/OWNER/NAME on the Hub")
+    probe: str = option("", "sentences with a similarity score: s3:// URI, or a folder to upload")
     model: str = option("", "base model in place of pretrained_model: s3:// URI, or a folder to upload")
     output: str = option("", "s3:// URI under which the job writes, and uploads go")
     checkpoints: str = option(

@@ -46,7 +46,8 @@ def test_the_figures_are_those_of_the_servers_embeddings(evaluate, server, shop,
     assert models["openai:toy?dimensions=8"] == pytest.approx(expected_metrics(shop, 8), abs=1e-6)
     assert models["openai:toy"]["roc_auc"] > 0.9
     rows = [line.split()[0] for line in ended.lines if line.startswith("openai:toy") and ": " not in line]
-    assert rows == ["openai:toy", "openai:toy?dimensions=8"]
+    assert rows == ["openai:toy", "openai:toy?dimensions=8"] * 2  # of judged pairs, and of search
+    assert found["splits"]["all"]["search"]["models"]["openai:toy"]["recall@10"] > 0.5
     fields = {"model", "input", "encoding_format"}
     assert [set(body) - fields for body in server.requests] == [set(), set(), {"dimensions"}, {"dimensions"}]
     assert all(fields <= set(body) for body in server.requests)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from lorry.config import ProviderOptions, TrainConfig
 from lorry.data.pairs import Pairs, read_channel
 from lorry.errors import UserError
 from lorry.evaluation import metrics, scoring
+from lorry.evaluation.catalogue import make_catalogue
+from lorry.evaluation.evidence import Sides
 from lorry.evaluation.gate import Requirement, check_measurable, read_requirements, unmet
+from lorry.evaluation.side_by_side import Judged, differences, judge, searches, thresholds
 from lorry.hardware import make_accelerator
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
@@ -56,25 +61,26 @@ def compare_models(
         chain.from_iterable(pairs.queries.to_pylist() for pairs in channel.values()),
         chain.from_iterable(pairs.texts.to_pylist() for pairs in channel.values()),
     )
-    splits: dict[str, dict[str, Any]] = {}
-    for split, pairs in channel.items():
-        scores: dict[str, dict[str, float]] = {}
-        for name in dict.fromkeys(models):
-            if name in remote:
-                scores[name] = _measure_remote(remote, name, pairs)
-            else:
-                scores[name] = _measure_local(bases[name], pairs, config, accelerator.device, precision)
-            log.info("%s: %s", name, " ".join(f"{key}={value:.4f};" for key, value in scores[name].items()))
+    catalogue = make_catalogue(channel, config.search_products, config.seed) if config.search_products else None
+    catalogue = catalogue if catalogue and catalogue.queries else None
+    judged: dict[str, Judged] = {}
+    for name in dict.fromkeys(models):
+        if name in remote:
+            sides = _remote_sides(remote, name, channel)
+        else:
+            sides = _sides(bases[name], channel, config, accelerator.device, precision)
+        judged[name] = judge(name, sides, channel, catalogue, config)
+        for split, found in judged[name].metrics.items():
+            log.info("%s, %s: %s", name, split, " ".join(f"{key}={value:.4f};" for key, value in found.items()))
+    splits = {split: _block(split, pairs, judged, config) for split, pairs in channel.items()}
+    parts = [differences(judged, channel, config.seed), thresholds(judged, channel)]
+    parts += [searches(judged, channel, catalogue, config.seed)] if catalogue else []
+    for split, block in splits.items():
         if undefined := [name for name in METRICS if name not in measurable[split]]:
             log.warning("%s: not defined by these labels: %s", split, ", ".join(undefined))
-        splits[split] = {
-            "pairs": len(pairs),
-            "queries": len(pairs.queries),
-            "queries_rankable": metrics.rankable_queries(pairs.query, pairs.gain),
-            **scoring.baselines(pairs, config.seed),
-            "models": scores,
-        }
-        log.info("\n%s\n", _table(split, splits[split]))
+        for part in parts:
+            block.update(part[split])
+        log.info("\n%s\n", "\n\n".join(filter(None, [_table(split, block), _search_table(split, block)])))
     about = remote.summary()
     write_json(output, {"splits": splits} | ({"providers": about} if about else {}))
     log.info("metrics: %s", output)
@@ -89,24 +95,39 @@ def compare_models(
         log.info("%s meets --require: %s", last, config.require)
 
 
-def _measure_local(
-    base: PretrainedModel, pairs: Pairs, config: TrainConfig, device: torch.device, precision: str
-) -> dict[str, float]:
-    """Return the metrics of a model on disk."""
-    texts, encoder = tokenize(pairs, base), Encoder(base, precision, device)
-    documents_TD = None
+def _sides(
+    base: PretrainedModel, channel: Mapping[str, Pairs], config: TrainConfig, device: torch.device, precision: str
+) -> dict[str, Sides]:
+    """Return by split what a model on disk makes of queries and product texts."""
+    encoder, other = Encoder(base, precision, device), None
     if (folder := base.folder / DOCUMENT_MODEL).is_dir():  # queries alone were trained
         other = Encoder(find_pretrained(str(folder), config.max_length), precision, device)
-        documents_TD = embed_all(other, texts, config.eval_batch_size, side="document")
-    return scoring.score(encoder, texts, pairs, config, documents_TD=documents_TD).metrics
+    sides = {}
+    for split, pairs in channel.items():
+        texts = tokenize(pairs, base)
+        documents_TD = embed_all(other, texts, config.eval_batch_size, side="document") if other else None
+        all_ND = scoring.embed_pairs(encoder, texts, config, documents_TD=documents_TD)
+        sides[split] = all_ND[: texts.queries], all_ND[texts.queries :]
+    return sides
 
 
-def _measure_remote(remote: RemoteModels, name: str, pairs: Pairs) -> dict[str, float]:
-    """Return the metrics of a model that a provider runs."""
-    all_ND = torch.from_numpy(remote.embed(name, pairs.queries.to_pylist(), pairs.texts.to_pylist()))
-    torch.nn.functional.normalize(all_ND, dim=-1, out=all_ND)
-    queries = len(pairs.queries)
-    return scoring.measure(pairs, scoring.cosines(pairs, all_ND[:queries], all_ND[queries:]))
+def _remote_sides(remote: RemoteModels, name: str, channel: Mapping[str, Pairs]) -> dict[str, Sides]:
+    """Return by split what a provider's model makes of queries and product texts."""
+    sides = {}
+    for split, pairs in channel.items():
+        query_QD, text_TD = remote.embed(name, pairs.queries.to_pylist(), pairs.texts.to_pylist())
+        sides[split] = normalize(torch.from_numpy(query_QD), dim=-1), normalize(torch.from_numpy(text_TD), dim=-1)
+    return sides
+
+
+def _block(split: str, pairs: Pairs, judged: Mapping[str, Judged], config: TrainConfig) -> dict[str, Any]:
+    return {
+        "pairs": len(pairs),
+        "queries": len(pairs.queries),
+        "queries_rankable": metrics.rankable_queries(pairs.query, pairs.gain),
+        **scoring.baselines(pairs, config.seed),
+        "models": {name: found.metrics[split] for name, found in judged.items()},
+    }
 
 
 def _requirements(text: str, models: list[str]) -> list[Requirement]:
@@ -128,6 +149,21 @@ def _check_output(path: Path) -> None:
     check_writable(path.parent, "--output")
     if path.exists() and not holds_metrics(path):
         raise UserError(f"{path} exists and holds no metrics", "Give another file as --output.")
+
+
+def _search_table(split: str, block: dict[str, Any]) -> str:
+    """Return what each model finds among all products, alone and with BM25; "" where that was not measured."""
+    if "search" not in block:
+        return ""
+    found = block["search"]
+    fused = {f"BM25 + {name}": values for name, values in found["hybrid"].items()}
+    rows = {"BM25": found["bm25"], **found["models"], **fused}
+    width = max(map(len, rows))
+    of = f"{found['products']:,} of {found['products_all']:,} products"
+    head = f"{split}: search among {of}, {found['queries']:,} queries"
+    lines = [head, " " * width + "".join(f"{name:>12}" for name in found["bm25"])]
+    lines += [f"{name:<{width}}" + "".join(f"{value:12.4f}" for value in row.values()) for name, row in rows.items()]
+    return "\n".join(lines)
 
 
 def _table(split: str, block: dict[str, Any]) -> str:

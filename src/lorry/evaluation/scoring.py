@@ -18,7 +18,7 @@ from lorry.evaluation import metrics
 from lorry.model.encoder import Encoder
 from lorry.model.shared_embedding import embed_shared
 from lorry.model.tokens import TokenizedTexts
-from lorry.names import METRICS, OFFICIAL_NDCG
+from lorry.names import METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 from lorry.training.batches import make_batch
 from lorry.training.objective import batch_loss
 
@@ -62,9 +62,48 @@ def score(
         StopRequestedError: `stop` was set.
         UserError: A similarity is not a finite number.
     """
+    all_ND = embed_pairs(encoder, texts, config, stop, documents_TD, ranks)
+    return score_embeddings(all_ND, texts, pairs, config, ranks)
+
+
+def embed_pairs(
+    encoder: Encoder,
+    texts: TokenizedTexts,
+    config: TrainConfig,
+    stop: threading.Event | None = None,
+    documents_TD: Tensor | None = None,
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """Return the embeddings of queries and product texts [n, D], of length 1; on rank 0, and none on the others.
+
+    The arguments are those of `score`.
+
+    Raises:
+        StopRequestedError: `stop` was set.
+    """
     side = "both" if documents_TD is None else "query"
     all_ND = embed_shared(encoder, texts, config.eval_batch_size, stop, ranks, side=side, everywhere=False)
-    return ranks.from_first(lambda: _scored(all_ND, texts, pairs, config, documents_TD), "scoring pairs")
+    if documents_TD is not None and ranks.first:
+        all_ND = torch.cat([all_ND, documents_TD])
+    return torch.nn.functional.normalize(all_ND, dim=-1, out=all_ND)  # in place: these may be gigabytes
+
+
+def score_embeddings(
+    all_ND: Tensor, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig, ranks: Ranks = ALONE
+) -> SplitScores:
+    """Score every pair by the cosine of its two embeddings and measure the result.
+
+    Args:
+        all_ND: From `embed_pairs`.
+        texts: As for `score`, like `pairs`, `config` and `ranks`.
+        pairs: See `texts`.
+        config: See `texts`.
+        ranks: See `texts`.
+
+    Raises:
+        UserError: A similarity is not a finite number.
+    """
+    return ranks.from_first(lambda: _scored(all_ND, texts, pairs, config), "scoring pairs")
 
 
 def cosines(pairs: Pairs, query_QD: Tensor, text_TD: Tensor) -> np.ndarray:
@@ -78,12 +117,7 @@ def cosines(pairs: Pairs, query_QD: Tensor, text_TD: Tensor) -> np.ndarray:
     return scores
 
 
-def _scored(
-    all_ND: Tensor, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig, documents_TD: Tensor | None
-) -> SplitScores:
-    if documents_TD is not None:
-        all_ND = torch.cat([all_ND, documents_TD])
-    torch.nn.functional.normalize(all_ND, dim=-1, out=all_ND)  # in place: of millions of texts these are gigabytes
+def _scored(all_ND: Tensor, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig) -> SplitScores:
     scores = cosines(pairs, all_ND[: texts.queries], all_ND[texts.queries :])
     if not np.isfinite(scores).all():
         raise UserError("the model's similarities are not finite numbers", "Lower lr, or take another precision.")
@@ -92,17 +126,23 @@ def _scored(
 
 def measure(pairs: Pairs, scores: np.ndarray) -> dict[str, float]:
     """Return the metrics of these scores; with ESCI labels also nDCG as the official scorer computes it."""
-    official = None
-    if _has_official_scorer(pairs):
-        official = np.array([OFFICIAL_SCORER_GAIN[name] for name in pairs.label_names])[pairs.label]
-    return metrics.evaluate(pairs.query, pairs.gain, pairs.relevant, scores, official_gain=official)
+    return metrics.evaluate(pairs.query, pairs.gain, pairs.relevant, scores, official_gain=official_scorer_gain(pairs))
+
+
+def official_scorer_gain(pairs: Pairs) -> np.ndarray | None:
+    """Return the gain of each pair by ESCI's official scorer, [N]; None where the labels are not ESCI's."""
+    if not _has_official_scorer(pairs):
+        return None
+    gain: np.ndarray = np.array([OFFICIAL_SCORER_GAIN[name] for name in pairs.label_names])[pairs.label]
+    return gain
 
 
 def measurable(pairs: Pairs) -> list[str]:
     """Return the metrics that the labels of these pairs define."""
     undefined = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
     found = [name for name in METRICS if name not in undefined]
-    return [*found, OFFICIAL_NDCG] if "ndcg@10" in found and _has_official_scorer(pairs) else found
+    official = [OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG] if "ndcg@10" in found and _has_official_scorer(pairs) else []
+    return found + official
 
 
 def baselines(pairs: Pairs, seed: int) -> dict[str, dict[str, float]]:

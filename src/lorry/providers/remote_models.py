@@ -80,14 +80,20 @@ class RemoteModels:
             log.info(f"{name}: about {tokens:,} tokens, an estimate; {_priced(model, cost)}")
         self._budget.check(expected)
 
-    def embed(self, name: str, queries: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """Return a model's embeddings of queries, then of product texts, [Q + T, width] float32.
+    def embed(self, name: str, queries: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return a model's embeddings of queries, [Q, width], and of product texts, [T, width], both float32.
 
         Raises:
             UserError: As `RemoteModel.embed`.
         """
         model = self._models[name]
-        return np.concatenate([model.embed(queries, "query"), model.embed(texts, "document")])
+        query_QD, text_TD = model.embed(queries, "query"), model.embed(texts, "document")
+        if query_QD.shape[1] != text_TD.shape[1]:
+            raise UserError(
+                f"{name} gave {query_QD.shape[1]} numbers for queries and {text_TD.shape[1]} for product texts",
+                "It is no model to compare them with.",
+            )
+        return query_QD, text_TD
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """Say what was sent and what it has cost; return the same for metrics.json, by name."""

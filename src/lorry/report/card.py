@@ -14,12 +14,12 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented as public
 
 from lorry.config import CONTAINER_PATHS
-from lorry.names import BUNDLED_MODEL_ID, OFFICIAL_NDCG
+from lorry.names import BUNDLED_MODEL_ID, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 from lorry.outputs import write_text
 from lorry.report.facts import SCORER_TITLES, ReportFacts
 from lorry.report.rendering import render
 from lorry.report.tables import Row, before_and_after
-from lorry.report.verdict import verdict_of
+from lorry.report.verdict import verdict_of, verdict_split
 
 TITLE = "Text embeddings for product search"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "lora", "product-search"]
@@ -30,6 +30,7 @@ _HUB_METRICS = {
     "mrr@10": ("Reranking", "mrr@10"),
     "pair_accuracy": ("Reranking", "pair_accuracy"),
     OFFICIAL_NDCG: ("Reranking", OFFICIAL_NDCG),
+    OFFICIAL_WHOLE_NDCG: ("Reranking", OFFICIAL_WHOLE_NDCG),
     "roc_auc": ("Binary Classification", "cosine_roc_auc"),
     "average_precision": ("Binary Classification", "cosine_ap"),
     "spearman": ("Semantic Similarity", "spearman_cosine"),
@@ -41,12 +42,15 @@ _PATHS = {*CONTAINER_PATHS, "pretrained_model"}
 def write_model_card(folder: Path, facts: ReportFacts) -> None:
     """Write the card of a finished model, with its results as text and as metadata, into `folder`."""
     base_model, tables = _hub_id(facts.config["pretrained_model"]), before_and_after(facts)
+    split = verdict_split(facts.metrics)
     body = render(
         "model_card.md.j2",
         title=TITLE,
         facts=facts,
         base_model=base_model,
         verdict=verdict_of(facts),
+        verdict_split=split,
+        threshold=facts.metrics["splits"][split].get("threshold", {}).get("tuned"),
         tables=tables,
         scorers=SCORER_TITLES,
         options={name: value for name, value in facts.config.items() if name not in _PATHS and value not in ("", None)},

@@ -10,7 +10,7 @@ import numpy as np
 
 from lorry.data.health import Health
 from lorry.evaluation.intervals import Change
-from lorry.names import OFFICIAL_NDCG
+from lorry.names import OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 from lorry.report.changes import QueryChange
 
 METRIC_TITLES = {
@@ -22,11 +22,21 @@ METRIC_TITLES = {
     "spearman": "Spearman",
     "pair_accuracy": "Pair accuracy",
     OFFICIAL_NDCG: "nDCG@10, official ESCI scorer",
+    OFFICIAL_WHOLE_NDCG: "nDCG, official ESCI scorer",
 }
 """What a metric is called where people read it, in the order of the tables."""
 
 SCORER_TITLES = {"random": "random", "bm25": "BM25", "base": "base", "tuned": "tuned"}
 """What a scorer is called where people read it, in the order of the tables."""
+
+SEARCHER_TITLES = {
+    "bm25": "BM25",
+    "base": "base",
+    "tuned": "tuned",
+    "hybrid_base": "BM25 + base",
+    "hybrid_tuned": "BM25 + tuned",
+}
+"""What searches the whole catalogue, as people read it, in the order of the tables."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class ReportFacts:
         changes: Queries whose ranking changed, in the order to show them.
         pooling: How the model pools token vectors: mean, cls or lasttoken.
         interpolation: Share of the trained update that the merged model has; 0 for the weights of the base model.
+        standardized: Whether the merged model standardises its embeddings.
     """
 
     metrics: Mapping[str, Any]
@@ -78,3 +89,4 @@ class ReportFacts:
     changes: Sequence[QueryChange] = ()
     pooling: str = "mean"
     interpolation: float = 1.0
+    standardized: bool = False

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorry.evaluation.intervals import Change
-from lorry.names import OFFICIAL_NDCG
-from lorry.report.facts import METRIC_TITLES, SCORER_TITLES, ReportFacts
+from lorry.names import OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
+from lorry.report.facts import METRIC_TITLES, SCORER_TITLES, SEARCHER_TITLES, ReportFacts
 from lorry.report.verdict import verdict_split
+
+OFFICIAL = (OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,22 @@ def summary_table(metrics: Mapping[str, Any], split: str) -> str:
     return "\n".join(lines)
 
 
+def search_table(metrics: Mapping[str, Any], split: str) -> str:
+    """Return what search found of all products, as plain text of fixed width; "" where it was not measured."""
+    block = metrics["splits"][split].get("search")
+    if not block:
+        return ""
+    names = list(block["bm25"])
+    width = max(map(len, SEARCHER_TITLES.values()))
+    of = f" of {block['products_all']:,}" if block["products"] < block["products_all"] else ""
+    about = f"{block['queries']:,} queries, {block['seconds']:.0f} s"
+    lines = [f"{split}, search among {block['products']:,}{of} products, {about}"]
+    lines.append(" " * width + "".join(f"{name:>12}" for name in names))
+    for searcher, title in SEARCHER_TITLES.items():
+        lines.append(f"{title:<{width}}" + "".join(f"{block[searcher][name]:12.4f}" for name in names))
+    return "\n".join(lines)
+
+
 def _rows(facts: ReportFacts, split: str) -> list[Row]:
     block, undefined = facts.metrics["splits"][split], facts.undefined.get(split, ())
     rows = []
@@ -62,7 +80,7 @@ def _rows(facts: ReportFacts, split: str) -> list[Row]:
         if metric not in block["tuned"]:
             continue
         scores = {scorer: float(block[scorer][metric]) for scorer in SCORER_TITLES}
-        defined = metric.replace(OFFICIAL_NDCG, "ndcg@10") not in undefined
+        defined = ("ndcg@10" if metric in OFFICIAL else metric) not in undefined
         difference = facts.differences.get(split, {}).get(metric) if defined else None
         highest = round(max(scores.values()), 4)
         best = {scorer for scorer, score in scores.items() if defined and round(score, 4) == highest}
