@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +20,12 @@ import numpy as np
 import tenacity
 
 from lorry.errors import UserError
+from lorry.logs import duration
 from lorry.providers.endpoint import Answer, Limits, Side, as_matrix
 from lorry.providers.names import RemoteName
 from lorry.providers.pricing import OPENAI_URL
+
+log = logging.getLogger("lorry")
 
 KEY = "OPENAI_API_KEY"
 # OpenAI takes 2,048 texts and 300,000 tokens in a request, and 8,192 tokens in a text. A token has a byte at least, and
@@ -30,6 +34,7 @@ LIMITS = Limits(texts=128, request_bytes=200_000, text_characters=16_000, text_b
 
 TRIES = 8
 LONGEST = 300.0  # seconds for which a request is tried again and again
+SAID = 5.0  # seconds of waiting that are told of
 PASSING = {408, 409, 425, 429}  # like 500 and above, these may go away
 TOO_MUCH = {400, 413, 422}  # what servers say to more texts than they take at once, and to much else
 
@@ -65,6 +70,7 @@ class OpenAIEndpoint:
                 tenacity.stop_before_delay(LONGEST),
                 tenacity.stop_when_event_set(self._given_up),
             ),
+            before_sleep=self._say,
             sleep=tenacity.sleep_using_event(self._given_up),
             reraise=True,
         )
@@ -90,6 +96,13 @@ class OpenAIEndpoint:
     def give_up(self) -> None:
         """Let requests that wait for another try end at once."""
         self._given_up.set()
+
+    def _say(self, state: tenacity.RetryCallState) -> None:
+        """Say why nothing happens for a while."""
+        if state.outcome and state.upcoming_sleep >= SAID:
+            log.info(
+                "%s: %s; asking again in %s", self.place, state.outcome.exception(), duration(state.upcoming_sleep)
+            )
 
     def _ask(self, texts: list[str]) -> Answer:
         body: dict[str, Any] = {"model": self._name.model, "input": texts, "encoding_format": "float"}
