@@ -126,7 +126,8 @@ def test_every_command_exists_and_takes_its_options(name):
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_option_in_the_text_exists(name):
-    known = options_of("train") | options_of("submit") | {"--help", "--show"} | OTHERS.keys()
+    commands = ("train", "submit", "evaluate")
+    known = set().union(*map(options_of, commands)) | {"--help", "--show"} | OTHERS.keys()
     named = {word for span in spans(read(name)) for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
     assert named <= known
 

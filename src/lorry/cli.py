@@ -18,7 +18,15 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from lorry.config import CONTAINER_PATHS, JobOptions, PairOptions, TrainConfig, add_options, from_strings
+from lorry.config import (
+    CONTAINER_PATHS,
+    JobOptions,
+    PairOptions,
+    ProviderOptions,
+    TrainConfig,
+    add_options,
+    from_strings,
+)
 from lorry.distributed.place import is_rank
 from lorry.errors import UserError, nearest
 from lorry.evaluation.gate import read_requirements
@@ -93,12 +101,15 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         required=True,
-        help="Hub id, folder or bundled; may be repeated: --require is about the last, and the first is its base model",
+        help="Hub id, folder or bundled; bedrock:MODEL or openai:MODEL, with ?dimensions=256 where it has a choice and "
+        "?price=0.02 for the dollars per million tokens; may be repeated: --require is about the last, and the first "
+        "is its base model",
     )
     evaluate.add_argument("--data", required=True, help="judged pairs, as --train of lorry train")
     evaluate.add_argument("--output", required=True, help="JSON file to write")
     add_options(evaluate, TrainConfig, scored)
-    evaluate.set_defaults(call=_evaluate, options={*scored, "model", "data", "output"})
+    add_options(evaluate, ProviderOptions)
+    evaluate.set_defaults(call=_evaluate, options={*scored, *_names(ProviderOptions), "model", "data", "output"})
 
     hyperparameters = set(_names(TrainConfig)) - set(CONTAINER_PATHS)
     submit = command("submit", "run the same job on Amazon SageMaker")
@@ -169,9 +180,10 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
+    providers = from_strings(ProviderOptions, _given(arguments, ProviderOptions))
     from lorry.evaluation.comparison import compare_models
 
-    compare_models(arguments.model, arguments.data, Path(arguments.output), config)
+    compare_models(arguments.model, arguments.data, Path(arguments.output), config, providers)
 
 
 def _submit(arguments: argparse.Namespace) -> None:

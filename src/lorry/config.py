@@ -277,6 +277,20 @@ class JobOptions:
     )
 
 
+@dataclass(frozen=True)
+class ProviderOptions:
+    """Models that a provider runs, in `lorry evaluate`."""
+
+    openai_url: str = option(
+        "https://api.openai.com/v1",
+        "where openai:MODEL is: the base URL of OpenAI or of a server with an interface like it; the key, if it wants "
+        "one, is in OPENAI_API_KEY",
+    )
+    max_dollars: float | None = option(
+        None, "refuse to begin if the embeddings of bedrock: and openai: models would cost more", minimum=0
+    )
+
+
 def add_options(parser: argparse._ActionsContainer, cls: type, wanted: Collection[str] = ()) -> None:
     """Add an option to `parser` for every field of the dataclass `cls`; values stay strings (see `from_strings`).
 

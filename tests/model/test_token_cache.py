@@ -17,10 +17,11 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from lorry import caches
 from lorry.config import PairOptions
 from lorry.data.pairs import read_channel
 from lorry.errors import UserError
-from lorry.model import token_cache, tokens
+from lorry.model import tokens
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.signals import Stop, StopRequestedError
@@ -230,7 +231,7 @@ def environment(monkeypatch, **values):
         for name, value in values.items():
             patch.setenv(name, str(value))
         patch.setattr("tempfile.tempdir", None)
-        token_cache._folder_of_this_run.cache_clear()
+        caches._folder_of_this_run.cache_clear()
         yield
 
 

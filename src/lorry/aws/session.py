@@ -45,9 +45,16 @@ def session(region: str = "") -> boto3.Session:
         return made
 
 
-def client(made: boto3.Session, service: Literal["logs", "s3", "sagemaker"]) -> Any:
-    """Return a client of `service` that waits and tries again when AWS throttles or the network fails."""
-    return made.client(service, config=Config(retries={"mode": "standard", "max_attempts": 8}))
+def client(
+    made: boto3.Session,
+    service: Literal["bedrock-runtime", "logs", "s3", "sagemaker"],
+    retries: Literal["standard", "adaptive"] = "standard",
+) -> Any:
+    """Return a client of `service` that waits and tries again when AWS throttles or the network fails.
+
+    With "adaptive" retries it also sends fewer requests a second where it is throttled: for thousands of them.
+    """
+    return made.client(service, config=Config(retries={"mode": retries, "max_attempts": 8}))
 
 
 @contextmanager
@@ -68,7 +75,9 @@ def explain(error: Exception, doing: str) -> UserError:
     if isinstance(error, NO_CREDENTIALS):
         return UserError(f"no AWS credentials ({error})", LOG_IN)
     if isinstance(error, aws.NoRegionError):
-        return UserError("no AWS region", "Give --region, set AWS_REGION, or run `aws configure`.")
+        return UserError(
+            "no AWS region", "Set AWS_REGION, run `aws configure`, or give --region to a command that has it."
+        )
     if isinstance(error, aws.ProfileNotFound):
         return UserError(str(error), "Set AWS_PROFILE to a profile that `aws configure list-profiles` shows.")
     if isinstance(error, aws.ConnectionError | aws.HTTPClientError):

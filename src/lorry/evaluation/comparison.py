@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
-from lorry.config import TrainConfig
+from lorry.config import ProviderOptions, TrainConfig
 from lorry.data.pairs import Pairs, read_channel
 from lorry.errors import UserError
 from lorry.evaluation import metrics, scoring
@@ -25,36 +27,48 @@ from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.names import METRICS
 from lorry.outputs import check_writable, holds_metrics, write_json
+from lorry.providers.remote_models import RemoteModels
 
 log = logging.getLogger("lorry")
 
 
-def compare_models(models: list[str], data: str, output: Path, config: TrainConfig) -> None:
+def compare_models(
+    models: list[str], data: str, output: Path, config: TrainConfig, providers: ProviderOptions | None = None
+) -> None:
     """Score each model on the pairs of a folder and write the metrics as JSON.
 
     Args:
-        models: Hub ids, folders or `bundled`.
+        models: Hub ids, folders or `bundled`; or models that a provider runs: `bedrock:MODEL`, `openai:MODEL`.
         data: Judged pairs: a folder, a file, or hf://datasets/OWNER/NAME.
         output: The file to write.
         config: How to read the pairs, maximum length, precision and batch size; and what the last model must reach,
             where the first one is the base model.
+        providers: Where the models of providers are, and what they may cost.
 
     Raises:
-        UserError: A model or the pairs cannot be read, or the file cannot be written; or the last model does not meet
-            the requirements: then the file is written all the same.
+        UserError: A model or the pairs cannot be read, a provider refuses, or the file cannot be written; or the last
+            model does not meet the requirements: then the file is written all the same.
     """
     requirements = _requirements(config.require, models)
     _check_output(output)
     accelerator, precision = make_accelerator(config.precision)
-    bases = {name: find_pretrained(name, config.max_length) for name in models}
+    remote = RemoteModels(models, providers or ProviderOptions(), config.max_length)
+    bases = {name: find_pretrained(name, config.max_length) for name in models if name not in remote}
     channel = read_channel(data, config)
     measurable = {split: scoring.measurable(pairs) for split, pairs in channel.items()}
     check_measurable(requirements, measurable)
+    remote.announce(
+        chain.from_iterable(pairs.queries.to_pylist() for pairs in channel.values()),
+        chain.from_iterable(pairs.texts.to_pylist() for pairs in channel.values()),
+    )
     catalogue = make_catalogue(channel, config.search_products, config.seed) if config.search_products else None
     catalogue = catalogue if catalogue and catalogue.queries else None
     judged: dict[str, Judged] = {}
-    for name, base in bases.items():
-        sides = _sides(base, channel, config, accelerator.device, precision)
+    for name in dict.fromkeys(models):
+        if name in remote:
+            sides = _remote_sides(remote, name, channel)
+        else:
+            sides = _sides(bases[name], channel, config, accelerator.device, precision)
         judged[name] = judge(name, sides, channel, catalogue, config)
         for split, found in judged[name].metrics.items():
             log.info("%s, %s: %s", name, split, " ".join(f"{key}={value:.4f};" for key, value in found.items()))
@@ -67,7 +81,8 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
         for part in parts:
             block.update(part[split])
         log.info("\n%s\n", "\n\n".join(filter(None, [_table(split, block), _search_table(split, block)])))
-    write_json(output, {"splits": splits})
+    about = remote.summary()
+    write_json(output, {"splits": splits} | ({"providers": about} if about else {}))
     log.info("metrics: %s", output)
     first, last = models[0], models[-1]
     blocks = {
@@ -93,6 +108,15 @@ def _sides(
         documents_TD = embed_all(other, texts, config.eval_batch_size, side="document") if other else None
         all_ND = scoring.embed_pairs(encoder, texts, config, documents_TD=documents_TD)
         sides[split] = all_ND[: texts.queries], all_ND[texts.queries :]
+    return sides
+
+
+def _remote_sides(remote: RemoteModels, name: str, channel: Mapping[str, Pairs]) -> dict[str, Sides]:
+    """Return by split what a provider's model makes of queries and product texts."""
+    sides = {}
+    for split, pairs in channel.items():
+        query_QD, text_TD = remote.embed(name, pairs.queries.to_pylist(), pairs.texts.to_pylist())
+        sides[split] = normalize(torch.from_numpy(query_QD), dim=-1), normalize(torch.from_numpy(text_TD), dim=-1)
     return sides
 
 

@@ -7,8 +7,6 @@ its token file: the kernel drops it with the process, so that what no process ho
 
 from __future__ import annotations
 
-import atexit
-import errno
 import fcntl
 import hashlib
 import io
@@ -16,19 +14,17 @@ import json
 import logging
 import os
 import shutil
-import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
-from lorry.errors import UserError
+from lorry.caches import cache_folder
 from lorry.outputs import OutputError, writing
 
 log = logging.getLogger("lorry")
@@ -57,7 +53,7 @@ class TokenCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or _default_folder()
+        self.folder = folder or cache_folder("tokens")
 
     def find(self, key: str) -> StoredTokens | None:
         """Return an entry, None where there is none or it is damaged; a damaged one is deleted."""
@@ -187,63 +183,3 @@ def _in_use(entry: Path) -> bool:
 
 def _size(entry: Path) -> int:
     return sum(path.lstat().st_size for path in entry.rglob("*"))
-
-
-def _default_folder() -> Path:
-    """Return this user's cache folder: in LORRY_CACHE, XDG_CACHE_HOME/lorry or ~/.cache/lorry.
-
-    Where the home cannot be written, it is in the system's temporary folder.
-
-    Raises:
-        UserError: LORRY_CACHE cannot be written, or what is in it belongs to somebody else; or there is no other place.
-    """
-    if given := os.environ.get("LORRY_CACHE"):
-        try:
-            Path(given).mkdir(parents=True, exist_ok=True)
-            return _own(Path(given) / "tokens")
-        except OSError as error:
-            raise UserError(
-                f"LORRY_CACHE {given} cannot be used: {error.strerror}", "Set it to a folder that you can write."
-            ) from error
-    for folder in (_in_home, _in_temporary_folder):
-        with suppress(OSError, RuntimeError):
-            return folder()
-    raise UserError(
-        "neither the home nor the temporary folder can be written", "Set LORRY_CACHE to a folder that you can write."
-    )
-
-
-def _in_home() -> Path:
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    caches = given if given.is_absolute() else Path("~/.cache").expanduser()  # RuntimeError where there is no home
-    return _own(_own(caches / "lorry") / "tokens")
-
-
-def _in_temporary_folder() -> Path:
-    try:
-        return _own(_own(Path(tempfile.gettempdir()) / f"lorry-{os.getuid()}") / "tokens")
-    except OSError:  # somebody else has put a folder, or a link, in its place
-        return _folder_of_this_run()
-
-
-def _own(folder: Path) -> Path:
-    """Return a folder that only this user can write; it is made where it does not exist.
-
-    Raises:
-        OSError: It cannot be written, or belongs to somebody else. A symbolic link must be this user's own, as must the
-            folder that it leads to.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if {folder.lstat().st_uid, folder.stat().st_uid} != {os.geteuid()}:
-        raise PermissionError(errno.EPERM, f"{folder} belongs to another user")
-    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
-        folder.chmod(0o700)
-    with tempfile.TemporaryFile(dir=folder):  # read-only, perhaps
-        return folder
-
-
-@cache
-def _folder_of_this_run() -> Path:
-    folder = tempfile.mkdtemp(prefix="lorry-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
