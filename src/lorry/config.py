@@ -160,6 +160,12 @@ class TrainConfig(PairOptions):
         "CPU keeps the GPU waiting; no GPU has measured it yet",
     )
     seed: int = option(42, "seed of all random numbers", minimum=0, maximum=2**32 - 1)
+    evals_per_epoch: int = option(
+        10,
+        "points an epoch of the curves in the report, measured on a sample of the validation queries; 0: none",
+        minimum=0,
+        maximum=1000,
+    )
     log_every: int = option(10, "steps between log lines", minimum=1, maximum=10**9)
     processes: int = option(
         0,

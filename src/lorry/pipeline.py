@@ -16,6 +16,7 @@ from lorry.distributed.ranks import ALONE, Ranks
 from lorry.evaluation.gate import check_measurable, read_requirements
 from lorry.evaluation.held_out import score_split
 from lorry.evaluation.scoring import measurable
+from lorry.evaluation.validation_sample import ValidationSample, sample_validation
 from lorry.finishing import finish, leave_unfinished, trainable_weights
 from lorry.model_folder import check_model_dir, recover
 from lorry.outputs import check_apart, check_results, check_space, claimed
@@ -82,7 +83,8 @@ def _run(config: TrainConfig, stop: threading.Event | None, command: str, ranks:
         return
     setup, fingerprints = prepared
     training_log = TrainingLog(setup.sampler.steps)
-    progress = _train(setup, training_log, fingerprints, stop)
+    sample = sample_validation(setup)
+    progress = _train(setup, training_log, fingerprints, sample, stop)
     trained = trainable_weights(setup)
     try:
         if not progress.stopped:
@@ -133,7 +135,11 @@ def _without_choice(setup: TrainingSetup) -> TrainingSetup:
 
 
 def _train(
-    setup: TrainingSetup, training_log: TrainingLog, fingerprints: dict[str, str], stop: threading.Event | None
+    setup: TrainingSetup,
+    training_log: TrainingLog,
+    fingerprints: dict[str, str],
+    sample: ValidationSample | None,
+    stop: threading.Event | None,
 ) -> Progress:
     config, encoder = setup.config, setup.encoder
     store = None
@@ -149,13 +155,25 @@ def _train(
 
     def validate() -> tuple[float, dict[str, float]]:
         found = score_split(setup, encoder, "validation", stop)
-        return found.loss, found.metrics
+        return found.loss, found.metrics | (sample.of_all(found.scores) if sample else {})
+
+    def measure_sample() -> dict[str, float]:
+        return sample.measure(setup, encoder, stop) if sample else {}
 
     documents_TD = setup.documents.get("train")
     trainer = Trainer(
         encoder, setup.texts["train"], config, setup.accelerator, documents_TD=documents_TD, ranks=setup.ranks
     )
-    return fit(trainer, setup.splits["train"], setup.sampler, training_log, validate=validate, store=store, stop=stop)
+    return fit(
+        trainer,
+        setup.splits["train"],
+        setup.sampler,
+        training_log,
+        validate=validate,
+        sample=measure_sample if sample else None,
+        store=store,
+        stop=stop,
+    )
 
 
 def _space_needed(setup: TrainingSetup) -> dict[Path, int]:
