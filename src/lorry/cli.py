@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(call=_plan, options={*planned, "instance_count"})
 
     pairs = set(_names(PairOptions)) - {"teacher_column"}
-    scored = pairs | {"max_length", "precision", "eval_batch_size", "seed", "require"}
+    scored = pairs | {"max_length", "precision", "eval_batch_size", "seed", "require", "search_products"}
     evaluate = command("evaluate", "score any models side by side on judged pairs")
     evaluate.add_argument(
         "--model",

@@ -148,6 +148,12 @@ class TrainConfig(PairOptions):
     patience: int = option(
         0, "epochs without a better one on validation after which training ends; 0: never", minimum=0
     )
+    search_products: int = option(
+        100_000,
+        "products that search is measured among: all of them, or a sample of so many where there are more; "
+        "0: search is not measured",
+        minimum=0,
+    )
     max_length: int = option(0, "maximum tokens per text; 0: the base model's own limit", minimum=0)
     precision: str = option(
         "auto",

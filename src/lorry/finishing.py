@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lorry.evaluation.catalogue import Catalogue
 from lorry.evaluation.gate import RequirementError, read_requirements, unmet
-from lorry.evaluation.held_out import score_model, score_split
+from lorry.evaluation.held_out import ModelScores, catalogue_of, score_encoder, score_split
 from lorry.evaluation.scoring import SplitScores
+from lorry.model.encoder import Encoder
 from lorry.model.merge import MergeProof, export
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import find_pretrained
@@ -31,7 +33,7 @@ from lorry.report.facts import ReportFacts
 from lorry.report.page import write_report
 from lorry.report.provenance import provenance
 from lorry.report.results import gather_facts
-from lorry.report.tables import summary_table
+from lorry.report.tables import search_table, summary_table
 from lorry.report.verdict import verdict_of
 from lorry.training.loop import Progress
 from lorry.training.progress import TrainingLog
@@ -60,22 +62,30 @@ def finish(
         RequirementError: The model is not as good as `require` says: it is kept with the results instead.
     """
     config, output = setup.config, Path(setup.config.output_data_dir)
-    before = score_model(setup, setup.base, stop)
-    training_log.begin_with(loss=before["validation"].loss, metrics=before["validation"].metrics)
-    share = _interpolate(setup, trained, before["validation"], stop)
+    catalogue = catalogue_of(setup)
+    base = Encoder(setup.base, setup.encoder.precision, setup.encoder.device)
+    before = score_encoder(setup, base, catalogue, stop)
+    del base  # not two models more than needed at a time
+    validation = before.splits["validation"]
+    training_log.begin_with(loss=validation.loss, metrics=validation.metrics)
+    share = _interpolate(setup, trained, validation, stop)
     if not setup.ranks.first:
-        _help_finish(setup, stop)
+        _help_finish(setup, catalogue, stop)
         return
+
+    def facts_of(after: ModelScores) -> ReportFacts:
+        return gather_facts(setup, progress, training_log, before, after, command, share, catalogue, stop)
+
     failures: list[OutputError] = []
     refused: RequirementError | None = None
-    after: dict[str, SplitScores] = {}
+    after: ModelScores | None = None
     try:
         with staging(Path(config.model_dir)) as folder:
             proof = export(folder, setup.encoder, _probe(setup), side=config.train_side, changed=share > 0)
             of = f"to base + adapter {proof.merged_to_adapter:.6f}, " if setup.encoder.adapted else ""
             log.info("merged: cosine %sto the base %.4f", of, proof.merged_to_base)
-            after = _score_merged(setup, folder, stop)
-            facts = gather_facts(setup, progress, training_log, before, after, command, interpolation=share)
+            after = _score_merged(setup, folder, catalogue, stop)
+            facts = facts_of(after)
             write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints, share))
             write_model_card(folder, facts)
             if missed := unmet(read_requirements(config.require), facts.metrics["splits"]):
@@ -85,8 +95,7 @@ def finish(
         pass  # the results are written all the same
     except OutputError as error:
         failures.append(_rescue_adapter(setup, error))
-        after = after or _score_merged(setup, None, stop)
-        facts = gather_facts(setup, progress, training_log, before, after, command, interpolation=share)
+        facts = facts_of(after or _score_merged(setup, None, catalogue, stop))
     for write in (
         lambda: write_json(output / "metrics.json", facts.metrics),
         lambda: training_log.write(output / "training.jsonl"),
@@ -105,23 +114,26 @@ def finish(
     log.info("%s", verdict_of(facts).line)
 
 
-def _help_finish(setup: TrainingSetup, stop: threading.Event | None) -> None:
+def _help_finish(setup: TrainingSetup, catalogue: Catalogue | None, stop: threading.Event | None) -> None:
     """Evaluate the merged model with rank 0, on another rank; the first one of every other host gets a copy of it."""
     folder = None
     with ExitStack() as places:
         if setup.ranks.first_on_host:
             folder = Path(places.enter_context(tempfile.TemporaryDirectory(prefix="lorry-merged-")))
-        _score_merged(setup, folder, stop)
+        _score_merged(setup, folder, catalogue, stop)
 
 
-def _score_merged(setup: TrainingSetup, folder: Path | None, stop: threading.Event | None) -> dict[str, SplitScores]:
+def _score_merged(
+    setup: TrainingSetup, folder: Path | None, catalogue: Catalogue | None, stop: threading.Event | None
+) -> ModelScores:
     """Return what the model in rank 0's folder gives the pairs; where it has none, what the encoder does as it is."""
-    ranks = setup.ranks
-    if not ranks.from_first(lambda: folder is not None, "merging the model"):
-        return {name: score_split(setup, setup.encoder, name, stop) for name in setup.splits if name != "train"}
-    ranks.copy_to_hosts(folder)
-    folder = ranks.once_a_host(lambda: folder, "merging the model")
-    return score_model(setup, find_pretrained(str(folder), setup.config.max_length), stop)
+    ranks, encoder = setup.ranks, setup.encoder
+    if ranks.from_first(lambda: folder is not None, "merging the model"):
+        ranks.copy_to_hosts(folder)
+        folder = ranks.once_a_host(lambda: folder, "merging the model")
+        model = find_pretrained(str(folder), setup.config.max_length)
+        encoder = Encoder(model, encoder.precision, encoder.device)
+    return score_encoder(setup, encoder, catalogue, stop, economics=True)
 
 
 def _interpolate(
@@ -234,4 +246,5 @@ def _log_result(facts: ReportFacts) -> None:
         for scorer in ("base", "tuned"):
             log.info(" ".join(f"{split}:{scorer}:{name}={value:.4f};" for name, value in block[scorer].items()))
     for split in facts.metrics["splits"]:
-        log.info("\n%s\n", summary_table(facts.metrics, split))
+        tables = summary_table(facts.metrics, split), search_table(facts.metrics, split)
+        log.info("\n%s\n", "\n\n".join(filter(None, tables)))

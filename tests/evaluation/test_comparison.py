@@ -51,7 +51,7 @@ def test_a_model_that_is_as_good_as_required_is_said_to_be(evaluate, tiny_model)
     ended, splits = evaluate([tiny_model("bert"), "bundled"], "ndcg@10>=+0.005", "roc_auc>=0.6")
     assert ended.code == 0, ended.output
     assert ended.lines[-1] == "bundled meets --require: ndcg@10>=+0.005,roc_auc>=0.6"
-    assert set(splits["all"]) == {"pairs", "queries", "queries_rankable", "random", "bm25", "models"}
+    assert {"pairs", "queries", "queries_rankable", "random", "bm25", "models"} <= set(splits["all"])
 
 
 def test_a_model_between_the_first_and_the_last_is_not_asked(evaluate, tiny_model):

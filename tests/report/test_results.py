@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lorry.config import TrainConfig
+from lorry.evaluation.held_out import ModelScores
 from lorry.evaluation.intervals import compare
 from lorry.evaluation.scoring import SplitScores, measure
 from lorry.names import METRICS
@@ -38,7 +39,8 @@ def gathered(setup):
             scores = np.random.default_rng(0).random(len(pairs)).astype(np.float32)
             for found, values in ((before, scores), (after, scores + np.float32(lift) * pairs.gain)):
                 found[name] = SplitScores(values, measure(pairs, values), loss=1.0)
-        facts = gather_facts(setup, Progress(step=3, seconds=2.0), TrainingLog(3), before, after, "lorry", **options)
+        models = ModelScores(before), ModelScores(after)
+        facts = gather_facts(setup, Progress(step=3, seconds=2.0), TrainingLog(3), *models, "lorry", **options)
         return facts, before, after
 
     return gather

@@ -130,13 +130,13 @@ def test_a_stop_during_an_evaluation_gives_it_up_and_keeps_what_was_trained(runs
     """One an epoch, then the base model's, then one for each share of the update, then the merged model's."""
     count = itertools.count(1)
 
-    def score(*arguments, **options):
+    def embed_pairs(*arguments, **options):
         if next(count) == evaluation:
             signal.raise_signal(signal.SIGTERM)
-        return scored(*arguments, **options)
+        return embedded(*arguments, **options)
 
-    scored = scoring.score
-    with mock.patch("lorry.evaluation.held_out.score", score):
+    embedded = scoring.embed_pairs
+    with mock.patch("lorry.evaluation.scoring.embed_pairs", embed_pairs):
         ended = runs.run("twice", checkpoint_every=1000, on_stop="export")
     assert ended.code == 0
     assert f"stopped at step {step}, resume with the same checkpoint folder" in ended.output

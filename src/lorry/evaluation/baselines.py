@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import bm25s
 import numpy as np
@@ -41,36 +42,49 @@ def bm25_scores(
     """
     used_queries, query = np.unique(query, return_inverse=True)
     used_texts, text = np.unique(text, return_inverse=True)
-    tokenizer = bm25s.tokenization.Tokenizer()
-    documents = list(_token_ids(tokenizer, texts, used_texts, learn=True))
-    vocabulary = tokenizer.get_vocab_dict()
+    index = Bm25.of(_chosen(texts, used_texts))
+    asked_QV = index.counts(_chosen(queries, used_queries))
     scores = np.zeros(len(query), dtype=np.float32)
-    if not vocabulary:  # stop words and single letters only: there is nothing to index
-        return scores
-
-    weight_DV = _index(documents, vocabulary)
-    asked_QV = _counts(_token_ids(tokenizer, queries, used_queries, learn=False), len(vocabulary))
     # Only judged pairs are scored, so the cost grows with the pairs and not with queries x products.
     for start in range(0, len(scores), _PAIRS_AT_ONCE):
         part = slice(start, start + _PAIRS_AT_ONCE)
-        scores[part] = weight_DV[text[part]].multiply(asked_QV[query[part]]).sum(axis=1)
+        scores[part] = index.weight_DV[text[part]].multiply(asked_QV[query[part]]).sum(axis=1)
     return scores
 
 
-def _token_ids(
-    tokenizer: bm25s.tokenization.Tokenizer,
-    strings: Sequence[str] | pa.Array | pa.ChunkedArray,
-    rows: np.ndarray,
-    *,
-    learn: bool,
-) -> Iterator[list[int]]:
-    """Yield the word ids of the strings in `rows`; words that are new are learnt or else left out."""
-    chosen = (str(strings[row]) for row in rows.tolist())  # str() also of Arrow scalars
-    yield from tokenizer.streaming_tokenize(chosen, update_vocab=learn, allow_empty=False)
+@dataclass(frozen=True)
+class Bm25:
+    """An index of D texts with V words: a pair's score is the sum of weights over the query's words."""
+
+    tokenizer: bm25s.tokenization.Tokenizer
+    weight_DV: csr_array
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Bm25:
+        """Return the index of these texts."""
+        tokenizer = bm25s.tokenization.Tokenizer()
+        documents = list(tokenizer.streaming_tokenize(texts, update_vocab=True, allow_empty=False))
+        return cls(tokenizer, _index(documents, tokenizer.get_vocab_dict()))
+
+    def counts(self, queries: Iterable[str]) -> csr_array:
+        """Return how often each query has each word, [Q, V]; words that no text has are left out."""
+        ids = self.tokenizer.streaming_tokenize(queries, update_vocab=False, allow_empty=False)
+        return _counts(ids, self.weight_DV.shape[1])
+
+    def scores(self, queries: Iterable[str]) -> np.ndarray:
+        """Return the score of every text for every query, [Q, D] float32."""
+        scores: np.ndarray = (self.counts(queries) @ self.weight_DV.T).toarray()
+        return scores
+
+
+def _chosen(strings: Sequence[str] | pa.Array | pa.ChunkedArray, rows: np.ndarray) -> Iterator[str]:
+    return (str(strings[row]) for row in rows.tolist())  # str() also of Arrow scalars
 
 
 def _index(documents: list[list[int]], vocabulary: dict[str, int]) -> csr_array:
-    """Return BM25's weight of each word in each document, [D, V]: a pair's score is the sum over the query's words."""
+    """Return BM25's weight of each word in each document, [D, V]."""
+    if not vocabulary:  # stop words and single letters only: there is nothing to index
+        return csr_array((len(documents), 1), dtype=np.float32)
     index = bm25s.BM25()
     index.index((documents, vocabulary), create_empty_token=False, show_progress=False)
     columns = index.scores["data"], index.scores["indices"], index.scores["indptr"]

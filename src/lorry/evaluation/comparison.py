@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorry.config import TrainConfig
-from lorry.data.pairs import read_channel
+from lorry.data.pairs import Pairs, read_channel
 from lorry.errors import UserError
 from lorry.evaluation import metrics, scoring
+from lorry.evaluation.catalogue import make_catalogue
+from lorry.evaluation.evidence import Sides
 from lorry.evaluation.gate import Requirement, check_measurable, read_requirements, unmet
+from lorry.evaluation.side_by_side import Judged, differences, judge, searches, thresholds
 from lorry.hardware import make_accelerator
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.merge import DOCUMENT_MODEL
-from lorry.model.pretrained import find_pretrained
+from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.names import METRICS
 from lorry.outputs import check_writable, holds_metrics, write_json
@@ -44,27 +50,23 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
     channel = read_channel(data, config)
     measurable = {split: scoring.measurable(pairs) for split, pairs in channel.items()}
     check_measurable(requirements, measurable)
-    splits: dict[str, dict[str, Any]] = {}
-    for split, pairs in channel.items():
-        scores: dict[str, dict[str, float]] = {}
-        for name, base in bases.items():
-            texts, encoder = tokenize(pairs, base), Encoder(base, precision, accelerator.device)
-            documents_TD = None
-            if (folder := base.folder / DOCUMENT_MODEL).is_dir():  # queries alone were trained
-                other = Encoder(find_pretrained(str(folder), config.max_length), precision, accelerator.device)
-                documents_TD = embed_all(other, texts, config.eval_batch_size, side="document")
-            scores[name] = scoring.score(encoder, texts, pairs, config, documents_TD=documents_TD).metrics
-            log.info("%s: %s", name, " ".join(f"{key}={value:.4f};" for key, value in scores[name].items()))
+    catalogue = make_catalogue(channel, config.search_products, config.seed) if config.search_products else None
+    catalogue = catalogue if catalogue and catalogue.queries else None
+    judged: dict[str, Judged] = {}
+    for name, base in bases.items():
+        sides = _sides(base, channel, config, accelerator.device, precision)
+        judged[name] = judge(name, sides, channel, catalogue, config)
+        for split, found in judged[name].metrics.items():
+            log.info("%s, %s: %s", name, split, " ".join(f"{key}={value:.4f};" for key, value in found.items()))
+    splits = {split: _block(split, pairs, judged, config) for split, pairs in channel.items()}
+    parts = [differences(judged, channel, config.seed), thresholds(judged, channel)]
+    parts += [searches(judged, channel, catalogue, config.seed)] if catalogue else []
+    for split, block in splits.items():
         if undefined := [name for name in METRICS if name not in measurable[split]]:
             log.warning("%s: not defined by these labels: %s", split, ", ".join(undefined))
-        splits[split] = {
-            "pairs": len(pairs),
-            "queries": len(pairs.queries),
-            "queries_rankable": metrics.rankable_queries(pairs.query, pairs.gain),
-            **scoring.baselines(pairs, config.seed),
-            "models": scores,
-        }
-        log.info("\n%s\n", _table(split, splits[split]))
+        for part in parts:
+            block.update(part[split])
+        log.info("\n%s\n", "\n\n".join(filter(None, [_table(split, block), _search_table(split, block)])))
     write_json(output, {"splits": splits})
     log.info("metrics: %s", output)
     first, last = models[0], models[-1]
@@ -76,6 +78,32 @@ def compare_models(models: list[str], data: str, output: Path, config: TrainConf
         raise UserError(f"{last} does not meet --require: {'; '.join(missed)}", f"The metrics are in {output}.")
     if requirements:
         log.info("%s meets --require: %s", last, config.require)
+
+
+def _sides(
+    base: PretrainedModel, channel: Mapping[str, Pairs], config: TrainConfig, device: torch.device, precision: str
+) -> dict[str, Sides]:
+    """Return by split what a model on disk makes of queries and product texts."""
+    encoder, other = Encoder(base, precision, device), None
+    if (folder := base.folder / DOCUMENT_MODEL).is_dir():  # queries alone were trained
+        other = Encoder(find_pretrained(str(folder), config.max_length), precision, device)
+    sides = {}
+    for split, pairs in channel.items():
+        texts = tokenize(pairs, base)
+        documents_TD = embed_all(other, texts, config.eval_batch_size, side="document") if other else None
+        all_ND = scoring.embed_pairs(encoder, texts, config, documents_TD=documents_TD)
+        sides[split] = all_ND[: texts.queries], all_ND[texts.queries :]
+    return sides
+
+
+def _block(split: str, pairs: Pairs, judged: Mapping[str, Judged], config: TrainConfig) -> dict[str, Any]:
+    return {
+        "pairs": len(pairs),
+        "queries": len(pairs.queries),
+        "queries_rankable": metrics.rankable_queries(pairs.query, pairs.gain),
+        **scoring.baselines(pairs, config.seed),
+        "models": {name: found.metrics[split] for name, found in judged.items()},
+    }
 
 
 def _requirements(text: str, models: list[str]) -> list[Requirement]:
@@ -97,6 +125,21 @@ def _check_output(path: Path) -> None:
     check_writable(path.parent, "--output")
     if path.exists() and not holds_metrics(path):
         raise UserError(f"{path} exists and holds no metrics", "Give another file as --output.")
+
+
+def _search_table(split: str, block: dict[str, Any]) -> str:
+    """Return what each model finds among all products, alone and with BM25; "" where that was not measured."""
+    if "search" not in block:
+        return ""
+    found = block["search"]
+    fused = {f"BM25 + {name}": values for name, values in found["hybrid"].items()}
+    rows = {"BM25": found["bm25"], **found["models"], **fused}
+    width = max(map(len, rows))
+    of = f"{found['products']:,} of {found['products_all']:,} products"
+    head = f"{split}: search among {of}, {found['queries']:,} queries"
+    lines = [head, " " * width + "".join(f"{name:>12}" for name in found["bm25"])]
+    lines += [f"{name:<{width}}" + "".join(f"{value:12.4f}" for value in row.values()) for name, row in rows.items()]
+    return "\n".join(lines)
 
 
 def _table(split: str, block: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ def compare(
     }
     same = undefined(query, gain, relevant)
     found = {
-        name: _over_queries(*part, seed, resamples)
+        name: change_over_queries(*part, seed, resamples)
         for name, part in parts.items()
         if name not in same and (part[1] > 0).sum() > 1
     }
@@ -75,8 +75,16 @@ def compare(
     return found
 
 
-def _over_queries(difference_Q: np.ndarray, count_Q: np.ndarray, seed: int, resamples: int) -> Change:
-    """Return the change of a metric that is the sum of differences over that of counts."""
+def change_over_queries(difference_Q: np.ndarray, count_Q: np.ndarray, seed: int, resamples: int = 1000) -> Change:
+    """Return the change of a metric that is the sum of differences over that of counts.
+
+    Args:
+        difference_Q: What each query adds to the change, [Q].
+        count_Q: What it counts, [Q]: 1 for a metric that is a mean over queries; those of 0 are left out, and more than
+            one must remain.
+        seed: Seed of the draws.
+        resamples: Number of draws, as in `compare`.
+    """
     from scipy.stats import bootstrap, permutation_test
 
     difference_C, count_C = difference_Q[count_Q > 0], count_Q[count_Q > 0]

@@ -62,25 +62,63 @@ def score(
         StopRequestedError: `stop` was set.
         UserError: A similarity is not a finite number.
     """
+    all_ND = embed_pairs(encoder, texts, config, stop, documents_TD, ranks)
+    return score_embeddings(all_ND, texts, pairs, config, ranks)
+
+
+def embed_pairs(
+    encoder: Encoder,
+    texts: TokenizedTexts,
+    config: TrainConfig,
+    stop: threading.Event | None = None,
+    documents_TD: Tensor | None = None,
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """Return the embeddings of queries and product texts [n, D], of length 1; on rank 0, and none on the others.
+
+    The arguments are those of `score`.
+
+    Raises:
+        StopRequestedError: `stop` was set.
+    """
     side = "both" if documents_TD is None else "query"
     all_ND = embed_shared(encoder, texts, config.eval_batch_size, stop, ranks, side=side, everywhere=False)
-    return ranks.from_first(lambda: _scored(all_ND, texts, pairs, config, documents_TD), "scoring pairs")
-
-
-def _scored(
-    all_ND: Tensor, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig, documents_TD: Tensor | None
-) -> SplitScores:
-    if documents_TD is not None:
+    if documents_TD is not None and ranks.first:
         all_ND = torch.cat([all_ND, documents_TD])
-    torch.nn.functional.normalize(all_ND, dim=-1, out=all_ND)  # in place: of millions of texts these are gigabytes
+    return torch.nn.functional.normalize(all_ND, dim=-1, out=all_ND)  # in place: these may be gigabytes
+
+
+def score_embeddings(
+    all_ND: Tensor, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig, ranks: Ranks = ALONE
+) -> SplitScores:
+    """Score every pair by the cosine of its two embeddings and measure the result.
+
+    Args:
+        all_ND: From `embed_pairs`.
+        texts: As for `score`, like `pairs`, `config` and `ranks`.
+        pairs: See `texts`.
+        config: See `texts`.
+        ranks: See `texts`.
+
+    Raises:
+        UserError: A similarity is not a finite number.
+    """
+    return ranks.from_first(lambda: _scored(all_ND, texts, pairs, config), "scoring pairs")
+
+
+def cosines(pairs: Pairs, query_QD: Tensor, text_TD: Tensor) -> np.ndarray:
+    """Return the dot product of each pair's embeddings, [N] float32, which for a length of 1 is their cosine."""
     scores = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         part = slice(start, start + PAIRS_AT_ONCE)
-        query_BD, text_BD = (
-            all_ND[torch.from_numpy(rows[part].astype(np.int64) + first)]
-            for rows, first in ((pairs.query, 0), (pairs.text, texts.queries))
-        )
+        query_BD = query_QD[torch.from_numpy(pairs.query[part].astype(np.int64))]
+        text_BD = text_TD[torch.from_numpy(pairs.text[part].astype(np.int64))]
         scores[part] = (query_BD * text_BD).sum(-1).numpy()
+    return scores
+
+
+def _scored(all_ND: Tensor, texts: TokenizedTexts, pairs: Pairs, config: TrainConfig) -> SplitScores:
+    scores = cosines(pairs, all_ND[: texts.queries], all_ND[texts.queries :])
     if not np.isfinite(scores).all():
         raise UserError("the model's similarities are not finite numbers", "Lower lr, or take another precision.")
     return SplitScores(scores, measure(pairs, scores), _loss(config, all_ND, texts, pairs))

@@ -19,7 +19,7 @@ from lorry.outputs import write_text
 from lorry.report.facts import SCORER_TITLES, ReportFacts
 from lorry.report.rendering import render
 from lorry.report.tables import Row, before_and_after
-from lorry.report.verdict import verdict_of
+from lorry.report.verdict import verdict_of, verdict_split
 
 TITLE = "Text embeddings for product search"
 _TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "lora", "product-search"]
@@ -41,12 +41,15 @@ _PATHS = {*CONTAINER_PATHS, "pretrained_model"}
 def write_model_card(folder: Path, facts: ReportFacts) -> None:
     """Write the card of a finished model, with its results as text and as metadata, into `folder`."""
     base_model, tables = _hub_id(facts.config["pretrained_model"]), before_and_after(facts)
+    split = verdict_split(facts.metrics)
     body = render(
         "model_card.md.j2",
         title=TITLE,
         facts=facts,
         base_model=base_model,
         verdict=verdict_of(facts),
+        verdict_split=split,
+        threshold=facts.metrics["splits"][split].get("threshold", {}).get("tuned"),
         tables=tables,
         scorers=SCORER_TITLES,
         options={name: value for name, value in facts.config.items() if name not in _PATHS and value not in ("", None)},

@@ -28,6 +28,15 @@ METRIC_TITLES = {
 SCORER_TITLES = {"random": "random", "bm25": "BM25", "base": "base", "tuned": "tuned"}
 """What a scorer is called where people read it, in the order of the tables."""
 
+SEARCHER_TITLES = {
+    "bm25": "BM25",
+    "base": "base",
+    "tuned": "tuned",
+    "hybrid_base": "BM25 + base",
+    "hybrid_tuned": "BM25 + tuned",
+}
+"""What searches the whole catalogue, as people read it, in the order of the tables."""
+
 
 @dataclass(frozen=True)
 class ScoresByLabel:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from lorry.config import as_dict
 from lorry.data.pairs import Pairs
+from lorry.evaluation.catalogue import Catalogue
+from lorry.evaluation.evidence import Evidence
+from lorry.evaluation.held_out import ModelScores
 from lorry.evaluation.intervals import Change, compare
 from lorry.evaluation.metrics import rankable_queries, undefined
+from lorry.evaluation.outcomes import outcomes
 from lorry.evaluation.scoring import SplitScores, baselines
+from lorry.evaluation.search import bm25_search, compare_searches, heard
+from lorry.evaluation.slices import slices
+from lorry.evaluation.threshold import fit_calibration, measure_calibration
 from lorry.report.changes import query_changes
 from lorry.report.facts import ReportFacts, ScoresByLabel
 from lorry.report.provenance import environment
@@ -25,10 +34,12 @@ def gather_facts(
     setup: TrainingSetup,
     progress: Progress,
     training_log: TrainingLog,
-    before: Mapping[str, SplitScores],
-    after: Mapping[str, SplitScores],
+    before: ModelScores,
+    after: ModelScores,
     command: str,
     interpolation: float = 1.0,
+    catalogue: Catalogue | None = None,
+    stop: threading.Event | None = None,
 ) -> ReportFacts:
     """Return everything that the report and the model card say; its `metrics` are the content of `metrics.json`.
 
@@ -40,19 +51,29 @@ def gather_facts(
         after: What the tuned model gives them.
         command: Command line that repeats the run.
         interpolation: Share of the trained update that the tuned model has.
+        catalogue: What both have searched, if anything.
+        stop: Give up when this is set.
+
+    Raises:
+        StopRequestedError: `stop` was set.
     """
-    splits, seed = {name: setup.splits[name] for name in before}, setup.config.seed
+    splits, seed = {name: setup.splits[name] for name in before.splits}, setup.config.seed
+    base, tuned = before.splits, after.splits
     differences = {
-        name: compare(pairs.query, pairs.gain, pairs.relevant, before[name].scores, after[name].scores, seed=seed)
-        for name, pairs in splits.items()
+        name: compare(pairs.query, pairs.gain, pairs.relevant, base[name].scores, tuned[name].scores, seed=seed)
+        for name, pairs in heard(splits.items(), stop)
     }
     metrics = {
         "splits": {
-            name: _split_block(pairs, before[name], after[name], differences[name], seed)
-            for name, pairs in splits.items()
+            name: _split_block(pairs, base[name], tuned[name], differences[name], seed)
+            | _threshold_block(splits, base, tuned, name)
+            for name, pairs in heard(splits.items(), stop)
         },
         "training": _training_block(setup, progress),
     }
+    if catalogue:
+        for name, block in _search_blocks(catalogue, splits, before.evidence, after.evidence, seed, stop).items():
+            metrics["splits"][name] |= block
     shown = verdict_split(metrics)
     return ReportFacts(
         metrics=metrics,
@@ -63,11 +84,11 @@ def gather_facts(
         differences=differences,
         undefined={name: undefined(pairs.query, pairs.gain, pairs.relevant) for name, pairs in splits.items()},
         scores={
-            name: ScoresByLabel(pairs.label_names, pairs.label, before[name].scores, after[name].scores)
+            name: ScoresByLabel(pairs.label_names, pairs.label, base[name].scores, tuned[name].scores)
             for name, pairs in splits.items()
         },
         health={name: pairs.health for name, pairs in setup.splits.items()},
-        changes=query_changes(splits[shown], before[shown].scores, after[shown].scores),
+        changes=query_changes(splits[shown], base[shown].scores, tuned[shown].scores),
         pooling=setup.base.pooling,
         interpolation=interpolation,
     )
@@ -85,7 +106,51 @@ def _split_block(
         "base": before.metrics,
         "tuned": after.metrics,
         "change": {name: asdict(difference) for name, difference in differences.items()},
+        "outcomes": outcomes(pairs.query, pairs.gain, pairs.relevant, before.scores, after.scores),
+        "slices": slices(pairs, before.scores, after.scores, seed=seed),
     }
+
+
+def _threshold_block(
+    splits: Mapping[str, Pairs], before: Mapping[str, SplitScores], after: Mapping[str, SplitScores], name: str
+) -> dict[str, Any]:
+    """Return the threshold that suits the validation pairs, measured on a split; nothing where they define none."""
+    found = {}
+    for scorer, scores in (("base", before), ("tuned", after)):
+        if fitted := fit_calibration(splits["validation"].relevant, scores["validation"].scores):
+            found[scorer] = measure_calibration(fitted, splits[name].relevant, scores[name].scores)
+    return {"threshold": {"fitted_on": "validation", **found}} if found else {}
+
+
+def _search_blocks(
+    catalogue: Catalogue,
+    splits: Mapping[str, Pairs],
+    before: Evidence,
+    after: Evidence,
+    seed: int,
+    stop: threading.Event | None,
+) -> dict[str, dict[str, Any]]:
+    """Return by split what was found among all products, and what standardised and smaller vectors would give."""
+    began = time.perf_counter()
+    bm25 = bm25_search(catalogue, splits, stop)
+    blocks: dict[str, dict[str, Any]] = {}
+    for name, found in bm25.items():
+        models = {"base": before.found[name], "tuned": after.found[name]}
+        said, alone, hybrid, change = compare_searches(catalogue, name, found, models, seed)
+        fused = {f"hybrid_{model}": values for model, values in hybrid.items()}
+        blocks[name] = {"search": {**said, **alone, **fused, "change": change["tuned"]}}
+    seconds = before.seconds + after.seconds + time.perf_counter() - began
+    for block in blocks.values():
+        block["search"]["seconds"] = round(seconds, 3)
+    for name in before.standardized:
+        kinds = {
+            kind: {"base": values, "tuned": after.standardized[name][kind]}
+            for kind, values in before.standardized[name].items()
+        }
+        blocks.setdefault(name, {})["standardize"] = kinds
+    for name, rows in after.economics.items():
+        blocks[name]["economics"] = rows
+    return blocks
 
 
 def _training_block(setup: TrainingSetup, progress: Progress) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorry.evaluation.intervals import Change
 from lorry.names import OFFICIAL_NDCG
-from lorry.report.facts import METRIC_TITLES, SCORER_TITLES, ReportFacts
+from lorry.report.facts import METRIC_TITLES, SCORER_TITLES, SEARCHER_TITLES, ReportFacts
 from lorry.report.verdict import verdict_split
 
 
@@ -52,6 +52,21 @@ def summary_table(metrics: Mapping[str, Any], split: str) -> str:
     for name in names:
         scores = "".join(f"{block[scorer][name]:9.4f}" for scorer in SCORER_TITLES)
         lines.append(f"{name:<{width}}{scores}{block['tuned'][name] - block['base'][name]:+9.4f}")
+    return "\n".join(lines)
+
+
+def search_table(metrics: Mapping[str, Any], split: str) -> str:
+    """Return what search found of all products, as plain text of fixed width; "" where it was not measured."""
+    block = metrics["splits"][split].get("search")
+    if not block:
+        return ""
+    names = list(block["bm25"])
+    width = max(map(len, SEARCHER_TITLES.values()))
+    of = f" of {block['products_all']:,}" if block["products"] < block["products_all"] else ""
+    lines = [f"{split}, search among {block['products']:,}{of} products, {block['queries']:,} queries"]
+    lines.append(" " * width + "".join(f"{name:>12}" for name in names))
+    for searcher, title in SEARCHER_TITLES.items():
+        lines.append(f"{title:<{width}}" + "".join(f"{block[searcher][name]:12.4f}" for name in names))
     return "\n".join(lines)
 
 
