@@ -21,6 +21,7 @@ from lorry.evaluation.catalogue import Catalogue
 from lorry.evaluation.gate import RequirementError, read_requirements, unmet
 from lorry.evaluation.held_out import ModelScores, catalogue_of, score_encoder, score_split
 from lorry.evaluation.scoring import SplitScores
+from lorry.evaluation.validation_sample import ValidationSample
 from lorry.model.encoder import Encoder
 from lorry.model.merge import MergeProof, export
 from lorry.model.packing import TokenSequences
@@ -28,6 +29,7 @@ from lorry.model.pretrained import find_pretrained
 from lorry.model.saving import save_adapter
 from lorry.model_folder import keep_aside, staging
 from lorry.outputs import OutputError, write_json, writing
+from lorry.report.account import with_account
 from lorry.report.card import write_model_card, write_unfinished_card
 from lorry.report.facts import ReportFacts
 from lorry.report.page import write_report
@@ -35,6 +37,7 @@ from lorry.report.provenance import provenance
 from lorry.report.results import gather_facts
 from lorry.report.tables import search_table, summary_table
 from lorry.report.verdict import verdict_of
+from lorry.run_info import RunInfo
 from lorry.training.loop import Progress
 from lorry.training.progress import TrainingLog
 from lorry.training.selection import choose_share
@@ -52,8 +55,9 @@ def finish(
     trained: dict[str, Tensor],
     training_log: TrainingLog,
     fingerprints: dict[str, str],
+    sample: ValidationSample | None,
     stop: threading.Event | None,
-    command: str,
+    about: RunInfo,
 ) -> None:
     """Choose the share of the update, merge, prove, evaluate, and put model and results in place.
 
@@ -62,29 +66,35 @@ def finish(
         RequirementError: The model is not as good as `require` says: it is kept with the results instead.
     """
     config, output = setup.config, Path(setup.config.output_data_dir)
-    catalogue = catalogue_of(setup)
-    base = Encoder(setup.base, setup.encoder.precision, setup.encoder.device)
-    before = score_encoder(setup, base, catalogue, stop)
-    del base  # not two models more than needed at a time
-    validation = before.splits["validation"]
-    training_log.begin_with(loss=validation.loss, metrics=validation.metrics)
-    share = _interpolate(setup, trained, validation, stop)
+    with about.timing("evaluation"):
+        catalogue = catalogue_of(setup)
+        base = Encoder(setup.base, setup.encoder.precision, setup.encoder.device)
+        before = score_encoder(setup, base, catalogue, stop)
+        del base  # not two models more than needed at a time
+        validation = before.splits["validation"]
+        sampled = sample.of_all(validation.scores) if sample else {}
+        training_log.begin_with(loss=validation.loss, metrics=validation.metrics | sampled)
+        share = _interpolate(setup, trained, validation, stop)
     if not setup.ranks.first:
         _help_finish(setup, catalogue, stop)
         return
 
     def facts_of(after: ModelScores) -> ReportFacts:
-        return gather_facts(setup, progress, training_log, before, after, command, share, catalogue, stop)
+        with about.timing("evaluation"):
+            facts = gather_facts(setup, progress, training_log, before, after, about.command, share, catalogue, stop)
+        return with_account(facts, about, progress, setup.ranks.hosts, fingerprints)
 
     failures: list[OutputError] = []
     refused: RequirementError | None = None
     after: ModelScores | None = None
     try:
         with staging(Path(config.model_dir)) as folder:
-            proof = export(folder, setup.encoder, _probe(setup), side=config.train_side, changed=share > 0)
+            with about.timing("merging"):
+                proof = export(folder, setup.encoder, _probe(setup), side=config.train_side, changed=share > 0)
             of = f"to base + adapter {proof.merged_to_adapter:.6f}, " if setup.encoder.adapted else ""
             log.info("merged: cosine %sto the base %.4f", of, proof.merged_to_base)
-            after = _score_merged(setup, folder, catalogue, stop)
+            with about.timing("evaluation"):
+                after = _score_merged(setup, folder, catalogue, stop)
             facts = facts_of(after)
             write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints, share))
             write_model_card(folder, facts)

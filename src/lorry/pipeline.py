@@ -20,6 +20,7 @@ from lorry.evaluation.validation_sample import ValidationSample, sample_validati
 from lorry.finishing import finish, leave_unfinished, trainable_weights
 from lorry.model_folder import check_model_dir, recover
 from lorry.outputs import check_apart, check_results, check_space, claimed
+from lorry.run_info import RunInfo
 from lorry.signals import Stop, StopRequestedError
 from lorry.training.checkpoint import KEPT, CheckpointStore
 from lorry.training.loop import Progress, fit
@@ -38,13 +39,15 @@ OF_A_HOST = {
 OTHER_FILES = 20_000_000  # bytes of tokenizer, report and the like, at most
 
 
-def run(config: TrainConfig, stop: threading.Event | None = None, command: str = "", ranks: Ranks = ALONE) -> None:
+def run(
+    config: TrainConfig, stop: threading.Event | None = None, about: RunInfo | None = None, ranks: Ranks = ALONE
+) -> None:
     """Train on `config.train` and leave a proved model in `config.model_dir`, a report in `config.output_data_dir`.
 
     Args:
         config: The hyperparameters.
         stop: When set, the current step is finished, a checkpoint written, and the run ends early.
-        command: The command line, for the report.
+        about: What the report says of the run beside its results.
         ranks: Those that share the run; all of them call this.
 
     Raises:
@@ -53,7 +56,7 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
     with ExitStack() as claims:
         if ranks.first:
             _claim_folders(config, claims)
-        _run(config, stop, command, ranks)
+        _run(config, stop, about or RunInfo(), ranks)
         ranks.finish()
 
 
@@ -70,11 +73,11 @@ def _claim_folders(config: TrainConfig, claims: ExitStack) -> None:
         log.info("%s: put in place the finished model of a run that was killed", model_dir)
 
 
-def _run(config: TrainConfig, stop: threading.Event | None, command: str, ranks: Ranks) -> None:
+def _run(config: TrainConfig, stop: threading.Event | None, about: RunInfo, ranks: Ranks) -> None:
     """Do the work of `run`, in folders that are this run's alone."""
     prepared = None
     try:
-        with stop.immediately() if isinstance(stop, Stop) else nullcontext():
+        with about.timing("reading"), stop.immediately() if isinstance(stop, Stop) else nullcontext():
             prepared = _prepare(config, ranks)
     except StopRequestedError:
         pass
@@ -88,7 +91,7 @@ def _run(config: TrainConfig, stop: threading.Event | None, command: str, ranks:
     trained = trainable_weights(setup)
     try:
         if not progress.stopped:
-            finish(setup, progress, trained, training_log, fingerprints, stop, command)
+            finish(setup, progress, trained, training_log, fingerprints, sample, stop, about)
             return
     except StopRequestedError:  # while the finished model was being evaluated
         setup.encoder.interpolate(trained, 1.0)

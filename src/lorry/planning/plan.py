@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lorry.config import TrainConfig
+from lorry.instances import INSTANCES, Instance
 from lorry.logs import duration
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
@@ -59,9 +60,9 @@ def plan(config: TrainConfig, instances: int = 1) -> str:
         "time here": f"{duration(sum(seconds))}: training {duration(seconds[0])}, evaluation {duration(seconds[1])} "
         f"({facts['device']}, {facts['precision']})",
     }
-    times = {instance: cost.seconds(instance, model, per_step, evaluation, instances) for instance in cost.INSTANCES}
+    times = {instance: cost.seconds(instance, model, per_step, evaluation, instances) for instance in INSTANCES}
     assumed = cost.assumptions(model, instances)
-    for instance in cost.INSTANCES:
+    for instance in INSTANCES:
         if instances == 1 and instance.gpu == facts["device"].split()[-1]:
             times[instance] = sum(seconds)
             assumed.append(f"but the time on the {instance.gpu} is what was seen here")
@@ -109,7 +110,7 @@ def count_evaluation(texts: dict[str, TokenizedTexts], config: TrainConfig) -> T
     return counted
 
 
-def prices(times: Mapping[cost.Instance, float], flop: float, assumed: Sequence[str], instances: int = 1) -> str:
+def prices(times: Mapping[Instance, float], flop: float, assumed: Sequence[str], instances: int = 1) -> str:
     """Return the table of instances for a job of `flop` operations that takes so many seconds, and what it assumes."""
     many = f"{instances} x " if instances > 1 else ""
     rows = [("instance", "GPU", "time", "share of peak", "cost")]

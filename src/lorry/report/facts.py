@@ -73,6 +73,8 @@ class ReportFacts:
         changes: Queries whose ranking changed, in the order to show them.
         pooling: How the model pools token vectors: mean, cls or lasttoken.
         interpolation: Share of the trained update that the merged model has; 0 for the weights of the base model.
+        used: Pairs of each split that were used as that: less than were kept, where some were held out or excluded.
+        fingerprints: sha256 of the pairs of each split, and of the base model.
     """
 
     metrics: Mapping[str, Any]
@@ -87,3 +89,5 @@ class ReportFacts:
     changes: Sequence[QueryChange] = ()
     pooling: str = "mean"
     interpolation: float = 1.0
+    used: Mapping[str, int] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)

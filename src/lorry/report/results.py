@@ -91,6 +91,7 @@ def gather_facts(
         changes=query_changes(splits[shown], base[shown].scores, tuned[shown].scores),
         pooling=setup.base.pooling,
         interpolation=interpolation,
+        used={name: len(pairs) for name, pairs in setup.splits.items()},
     )
 
 
