@@ -81,7 +81,7 @@ class TrainConfig(PairOptions):
     )
     test: str = option("", "test pairs, as for train; empty: the test split that comes with train, if it has one")
     model_dir: str = option("model", "folder for the merged model")
-    output_data_dir: str = option("output", "folder for metrics.json, report.html and training.jsonl")
+    output_data_dir: str = option("output", "folder for report.html, metrics.json, training.jsonl and report.json")
     checkpoint_dir: str = option("", "folder for checkpoints; a run that finds one there continues it; empty: none")
     pretrained_model: str = option("TaylorAI/gte-tiny", "base model: Hub id, folder, or bundled (all-MiniLM-L6-v2)")
     validation_fraction: float = option(

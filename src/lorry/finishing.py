@@ -35,6 +35,7 @@ from lorry.report.facts import ReportFacts
 from lorry.report.page import write_report
 from lorry.report.provenance import provenance
 from lorry.report.results import gather_facts
+from lorry.report.stored import store_facts
 from lorry.report.tables import search_table, summary_table
 from lorry.report.verdict import verdict_of
 from lorry.run_info import RunInfo
@@ -109,7 +110,8 @@ def finish(
     for write in (
         lambda: write_json(output / "metrics.json", facts.metrics),
         lambda: training_log.write(output / "training.jsonl"),
-        lambda: write_report(output, facts),
+        lambda: store_facts(output, facts),
+        lambda: write_report(output / "report.html", facts),
     ):
         try:
             write()

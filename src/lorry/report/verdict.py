@@ -8,6 +8,7 @@ from typing import Any
 
 from lorry.evaluation.intervals import Change
 from lorry.report.facts import METRIC_TITLES, ReportFacts
+from lorry.report.plain import plain_words
 from lorry.report.rendering import signed
 
 DECIDES = "ndcg@10_rankable"
@@ -20,16 +21,20 @@ class Verdict:
 
     Args:
         kind: better, worse or unclear.
+        plain: The answer for readers who know no metric.
         headline: The answer in a sentence.
         line: The answer in one line for logs, with its figures.
         figures: The evidence, one sentence per metric.
+        deciding: That of the metric that decides, and what share of the update the model has.
         caveats: What limits the answer.
     """
 
     kind: str
+    plain: str
     headline: str
     line: str
     figures: list[str]
+    deciding: list[str]
     caveats: list[str]
 
 
@@ -48,9 +53,11 @@ def verdict_of(facts: ReportFacts) -> Verdict:
     ]
     return Verdict(
         kind=kind,
+        plain=plain_words(facts, kind, split, comparable=DECIDES in differences),
         headline=_headline(facts, kind, split, differences),
         line=f"VERDICT: {answer}: {_evidence(split, block, differences)}",
         figures=[*(_figure(block, name, item) for name, item in differences.items()), *_share(facts)],
+        deciding=[*(_figure(block, DECIDES, item) for name, item in differences.items() if name == DECIDES), *_share(facts)],
         caveats=caveats,
     )
 
