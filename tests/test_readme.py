@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import evidence
 import quality
 import records
 import scale
@@ -24,8 +25,8 @@ DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "SECURITY.md"),
     *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
 ]
-TABLES = {"quality": quality.table_texts, "scale": scale.table, "throughput": speed_tables.tables,
-          "throughput-amx": speed_tables.tables}  # fmt: skip
+TABLES = {"evidence": evidence.tables, "quality": quality.table_texts, "scale": scale.table,
+          "throughput": speed_tables.tables, "throughput-amx": speed_tables.tables}  # fmt: skip
 FOLDERS = (".ci", "benchmarks", "docker", "docs", "examples", "locks", "src", "tests")
 ROOT_FILE = r"[A-Za-z_]+\.(?:md|toml|sh|txt)|Makefile|Dockerfile|LICENSE"
 # Options in running text that belong to other programs.
@@ -87,7 +88,7 @@ def commands(text):
 def test_the_tables_are_those_of_the_results_files(name):
     record = records.load(ROOT / "benchmarks" / "results" / f"{name}.json")
     tables = [part for part in TABLES[name](record).split("\n\n") if part.startswith("|")]
-    assert len(tables) == {"throughput": 4, "throughput-amx": 2, "quality": len(record)}.get(name, 1)
+    assert len(tables) == {"evidence": 4, "throughput": 4, "throughput-amx": 2, "quality": len(record)}.get(name, 1)
     benchmarks = read("docs/benchmarks.md")
     for table in tables:
         assert f"\n\n{table}\n\n" in benchmarks

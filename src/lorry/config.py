@@ -19,7 +19,7 @@ from lorry.loss_sum import LOSS_OPTIONS, LOSSES, TEACHER_LOSSES, dims_of, loss_t
 T = TypeVar("T")
 
 # Fields of TrainConfig that a job's container fills in from its channels and folders.
-CONTAINER_PATHS = ("train", "validation", "test", "model_dir", "output_data_dir", "checkpoint_dir")
+CONTAINER_PATHS = ("train", "validation", "test", "probe", "model_dir", "output_data_dir", "checkpoint_dir")
 
 LONGEST = 60  # characters of a value that are shown
 
@@ -80,6 +80,11 @@ class TrainConfig(PairOptions):
         "validation pairs, as for train; empty: the validation split that comes with train, else hold out queries",
     )
     test: str = option("", "test pairs, as for train; empty: the test split that comes with train, if it has one")
+    probe: str = option(
+        "",
+        "pairs of sentences with a similarity score (columns sentence1, sentence2, score, or the STS benchmark's own "
+        "files): how much the model forgets of general similarity; empty: not measured",
+    )
     model_dir: str = option("model", "folder for the merged model")
     output_data_dir: str = option("output", "folder for report.html, metrics.json, training.jsonl and report.json")
     checkpoint_dir: str = option("", "folder for checkpoints; a run that finds one there continues it; empty: none")
@@ -188,8 +193,8 @@ class TrainConfig(PairOptions):
     )
     require: str = option(
         "",
-        "what the tuned model must reach, else it is refused: [validation:|test:]METRIC>=BOUND, where the bound is "
-        "+0.005 (above the base model), 0.72, or bm25+0.01; may be repeated, or comma-separated",
+        "what the tuned model must reach, else it is refused: [validation:|test:|probe:]METRIC>=BOUND, where the "
+        "bound is +0.005 (above the base model), 0.72, or bm25+0.01; may be repeated, or comma-separated",
         repeatable=True,
     )
 
@@ -232,6 +237,7 @@ class JobOptions:
         "", "validation pairs: s3:// URI, folder to upload, or hf://datasets/OWNER/NAME on the Hub"
     )
     test: str = option("", "test pairs: s3:// URI, folder to upload, or hf://datasets/OWNER/NAME on the Hub")
+    probe: str = option("", "sentences with a similarity score: s3:// URI, or a folder to upload")
     model: str = option("", "base model in place of pretrained_model: s3:// URI, or a folder to upload")
     output: str = option("", "s3:// URI under which the job writes, and uploads go")
     checkpoints: str = option(

@@ -99,7 +99,8 @@ def finish(
             facts = facts_of(after)
             write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints, share))
             write_model_card(folder, facts)
-            if missed := unmet(read_requirements(config.require), facts.metrics["splits"]):
+            measured = {**facts.metrics["splits"], "probe": facts.metrics.get("probe", {})}
+            if missed := unmet(read_requirements(config.require), measured):
                 refused = RequirementError(missed, keep_aside(folder, output / REFUSED_MODEL, "\n".join(missed)))
                 raise refused
     except RequirementError:
@@ -257,6 +258,8 @@ def _log_result(facts: ReportFacts) -> None:
     for split, block in facts.metrics["splits"].items():
         for scorer in ("base", "tuned"):
             log.info(" ".join(f"{split}:{scorer}:{name}={value:.4f};" for name, value in block[scorer].items()))
+    if probe := facts.metrics.get("probe"):
+        log.info(" ".join(f"probe:{scorer}:spearman={probe[scorer]['spearman']:.4f};" for scorer in ("base", "tuned")))
     for split in facts.metrics["splits"]:
         tables = summary_table(facts.metrics, split), search_table(facts.metrics, split)
         log.info("\n%s\n", "\n\n".join(filter(None, tables)))

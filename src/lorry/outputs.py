@@ -42,7 +42,7 @@ def check_apart(config: TrainConfig) -> None:
             the pairs or the checkpoints.
     """
     model_dir = Path(config.model_dir).resolve()
-    channels = ("train", "validation", "test")
+    channels = ("train", "validation", "test", "probe")
     for name in (*channels, "output_data_dir", "checkpoint_dir", "pretrained_model"):
         given = getattr(config, name)
         if name == "pretrained_model" and not Path(given).is_dir():

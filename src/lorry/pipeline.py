@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lorry.config import TrainConfig, as_dict
 from lorry.distributed.ranks import ALONE, Ranks
-from lorry.evaluation.gate import check_measurable, read_requirements
+from lorry.evaluation.gate import PROBE_METRICS, check_measurable, read_requirements
 from lorry.evaluation.held_out import score_split
 from lorry.evaluation.scoring import measurable
 from lorry.evaluation.validation_sample import ValidationSample, sample_validation
@@ -33,7 +33,7 @@ log = logging.getLogger("lorry")
 
 # Options that may differ from one host to another.
 OF_A_HOST = {
-    "train", "validation", "test", "pretrained_model", "model_dir", "output_data_dir", "checkpoint_dir",
+    "train", "validation", "test", "probe", "pretrained_model", "model_dir", "output_data_dir", "checkpoint_dir",
     "eval_batch_size", "processes", "host_wait",
 }  # fmt: skip
 OTHER_FILES = 20_000_000  # bytes of tokenizer, report and the like, at most
@@ -107,7 +107,7 @@ def _prepare(config: TrainConfig, ranks: Ranks) -> tuple[TrainingSetup, dict[str
     ranks.check_same(options, "this host has other options than the first one", "Give all hosts the same options.")
     setup = prepare(config, ranks)
     defined = {name: measurable(pairs) for name, pairs in setup.splits.items()}
-    check_measurable(requirements, defined)
+    check_measurable(requirements, defined | ({"probe": PROBE_METRICS} if setup.probe else {}))
     if ranks.first:
         check_space(_space_needed(setup))
     if not set(CRITERION) & set(defined["validation"]):

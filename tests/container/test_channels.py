@@ -37,7 +37,7 @@ def test_all_channels_and_an_unknown_one(data, lines):
         (data / name / "pairs.csv").touch()
     assert set(read_channels(data, {})) == {"train", "validation", "test"}
     for name in ("notes", "code"):
-        assert f"channel {name} is not used. Lorry knows train, validation, test, model, training." in lines()
+        assert f"channel {name} is not used. Lorry knows train, validation, test, probe, model, training." in lines()
     assert "channel tets is not used. Did you mean test?" in lines()
 
 

@@ -6,6 +6,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import ndcg_score
 
 from lorry.config import PairOptions, TrainConfig
 from lorry.data.pairs import read_channel
@@ -18,7 +19,7 @@ from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
 from lorry.model.pretrained import find_pretrained
 from lorry.model.tokens import tokenize
-from lorry.names import METRICS, OFFICIAL_NDCG
+from lorry.names import METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 from lorry.signals import StopRequestedError
 from lorry.training.objective import PairLabels, batch_loss
 
@@ -147,12 +148,16 @@ def test_the_loss_of_a_split_is_the_mean_over_its_pairs(tiny, pairs):
 def test_esci_is_also_measured_as_its_official_scorer_does(pairs):
     scores = np.linspace(0, 1, len(pairs))
     found = measure(pairs, scores)
-    assert list(found) == [*METRICS, OFFICIAL_NDCG]
+    assert list(found) == [*METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG]
     gains = np.array([OFFICIAL_SCORER_GAIN[pairs.label_names[label]] for label in pairs.label])
     assert (gains[pairs.gain == np.float32(0.1)] == 0.01).all()  # a substitute gets what a complement should
     assert (gains[pairs.gain == np.float32(0.01)] == 0.1).all()
     expected = evaluate(pairs.query, pairs.gain, pairs.relevant, scores, official_gain=gains)
     assert found == expected
+    whole = [  # not the first ten products alone
+        ndcg_score([gains[pairs.query == query]], [scores[pairs.query == query]]) for query in np.unique(pairs.query)
+    ]
+    assert found[OFFICIAL_WHOLE_NDCG] == pytest.approx(np.mean(whole))
 
 
 def test_labels_that_are_not_escis_have_no_official_scorer(tmp_path):

@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 
 from lorry.config import LONGEST
 from lorry.errors import UserError, nearest
-from lorry.names import METRICS, OFFICIAL_NDCG
+from lorry.names import METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 
-NAMED_SPLITS = ("validation", "test")
+NAMED_SPLITS = ("validation", "test", "probe")
+PROBE_METRICS = ("spearman",)
 DEFAULT_SPLITS = ("test", "validation", "all", "train")
 """Where a requirement without a split is measured: the first of these that there is."""
 
@@ -32,7 +33,7 @@ class Requirement:
     text: str
     """As the user wrote it."""
     split: str
-    """validation, test, or "": see `DEFAULT_SPLITS`."""
+    """validation, test, probe, or "": see `DEFAULT_SPLITS`."""
     metric: str
     reference: str
     """Whose figure the number is added to: base, bm25, random, or "" for none."""
@@ -61,8 +62,8 @@ class RequirementError(UserError):
 def read_requirements(text: str) -> list[Requirement]:
     """Read requirements such as `ndcg@10>=+0.005,test:roc_auc>=0.7`; none where the text is empty.
 
-    Each is `[validation:|test:]METRIC>=BOUND`. A bound with a sign is counted from the base model's figure, one without
-    is the figure itself; `base`, `bm25` or `random` may be followed by a number with a sign.
+    Each is `[validation:|test:|probe:]METRIC>=BOUND`. A bound with a sign is counted from the base model's figure,
+    one without is the figure itself; `base`, `bm25` or `random` may be followed by a number with a sign.
 
     Raises:
         UserError: One of them cannot be read, or no metric could reach it.
@@ -86,6 +87,11 @@ def check_measurable(requirements: Sequence[Requirement], measurable: Mapping[st
             raise UserError(
                 f"require has {requirement.text!r}, but there are no {requirement.split} pairs",
                 f"Give {requirement.split} pairs, or leave out the {requirement.split}: before the metric.",
+            )
+        if split == "probe" and requirement.reference not in ("", "base"):
+            raise UserError(
+                f"require has {requirement.text!r}, but {requirement.reference} does not score a probe",
+                "Compare with the base model, e.g. probe:spearman>=-0.01.",
             )
         if requirement.metric not in measurable[split]:
             whose = "pairs" if split == "all" else f"{split} pairs"
@@ -114,8 +120,9 @@ def _read(part: str) -> Requirement:
         )
     split, colon, metric = (piece.strip() for piece in name.rpartition(":"))
     if colon and split not in NAMED_SPLITS:
-        _refuse(part, "there is no such split", "Write validation: or test: before the metric, or neither.")
-    known = (*METRICS, OFFICIAL_NDCG)
+        hint = "Write validation: or test: before the metric, or neither; or probe:spearman."
+        _refuse(part, "there is no such split", hint)
+    known = (*METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG)
     if metric not in known:
         guess = nearest(metric.lower(), known)
         _refuse(

@@ -32,6 +32,8 @@ class ModelScores:
 
     splits: dict[str, SplitScores]
     evidence: Evidence = field(default_factory=Evidence)
+    probe: np.ndarray | None = None
+    """[N] cosine of the probe's pairs, if there is one."""
 
 
 def score_split(setup: TrainingSetup, encoder: Encoder, split: str, stop: threading.Event | None) -> SplitScores:
@@ -87,8 +89,9 @@ def score_encoder(
         scores[name] = scoring.score_embeddings(all_ND, texts, setup.splits[name], config, ranks)
         if catalogue:  # else no split's embeddings are kept
             sides[name] = all_ND[: texts.queries], all_ND[texts.queries :]
+    probe = _probe_scores(setup, encoder, stop)
     if not catalogue:
-        return ModelScores(scores)
+        return ModelScores(scores, probe=probe)
     train_PD = _train_products(setup, encoder, catalogue, stop)
 
     def evidence() -> Evidence:
@@ -96,7 +99,19 @@ def score_encoder(
         about = split_of_verdict(setup.splits) if economics else ""
         return gather_evidence(catalogue, setup.splits, sides, product_CD, config, economics_of=about, stop=stop)
 
-    return ModelScores(scores, _unless_stopped(ranks, evidence, "searching the catalogue"))
+    return ModelScores(scores, _unless_stopped(ranks, evidence, "searching the catalogue"), probe)
+
+
+def _probe_scores(setup: TrainingSetup, encoder: Encoder, stop: threading.Event | None) -> np.ndarray | None:
+    """Return the cosine of each pair of the probe, [N]; None without one."""
+    probe, ranks = setup.probe, setup.ranks
+    if probe is None:
+        return None
+    texts = setup.texts["probe"]
+    all_ND = scoring.embed_pairs(encoder, texts, setup.config, stop, setup.documents.get("probe"), ranks)
+    return ranks.from_first(
+        lambda: scoring.cosines(probe, all_ND[: texts.queries], all_ND[texts.queries :]), "scoring the probe"
+    )
 
 
 def split_of_verdict(splits: dict[str, Pairs]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorry.names import METRICS, OFFICIAL_NDCG
+from lorry.names import METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 
 CUTOFF = 10
 
@@ -44,7 +44,8 @@ def evaluate(
         relevant: Whether it counts as relevant, [N].
         score: What the scorer gave it, higher is better, [N].
         official_gain: Other gains, [N], for a second nDCG under the key `ndcg@10_official_scorer`: the `trec_eval`
-            mapping that ESCI's authors publish swaps the gains of S and C.
+            mapping that ESCI's authors publish swaps the gains of S and C. They measure it over the whole list of a
+            query's products, which is `ndcg_official_scorer`.
 
     Raises:
         ValueError: The arrays differ in length, are empty, or a score or gain is not finite or a gain below 0.
@@ -65,6 +66,8 @@ def evaluate(
     if official_gain is not None:
         official = PerQuery.of(query, official_gain, relevant, score)
         result[OFFICIAL_NDCG] = _mean(official.ndcg, official.has_gain)
+        whole = PerQuery.of(query, official_gain, relevant, score, cutoff=len(query))
+        result[OFFICIAL_WHOLE_NDCG] = _mean(whole.ndcg, whole.has_gain)
     return result
 
 
@@ -124,8 +127,10 @@ class PerQuery:
         return self.unequal > 0
 
     @classmethod
-    def of(cls, query: np.ndarray, gain: np.ndarray, relevant: np.ndarray, score: np.ndarray) -> PerQuery:
-        """Return what each query adds; the arguments are those of `evaluate`."""
+    def of(
+        cls, query: np.ndarray, gain: np.ndarray, relevant: np.ndarray, score: np.ndarray, *, cutoff: int = CUTOFF
+    ) -> PerQuery:
+        """Return what each query adds; the arguments are those of `evaluate`, and the last rank that nDCG counts."""
         _check(query, gain, relevant, score)
         _, index = np.unique(query, return_inverse=True)
         best_first = np.lexsort((-score, index))
@@ -135,8 +140,8 @@ class PerQuery:
         new_score = np.r_[True, score[1:] != score[:-1]] | (rank == 0)
         tied = np.cumsum(new_score) - 1  # group of equal scores within one query
 
-        dcg = np.bincount(index, weights=_tie_means(gain, tied) * _discount(rank))
-        ideal = np.bincount(index, weights=gain[np.lexsort((-gain, index))] * _discount(rank))
+        dcg = np.bincount(index, weights=_tie_means(gain, tied) * _discount(rank, cutoff))
+        ideal = np.bincount(index, weights=gain[np.lexsort((-gain, index))] * _discount(rank, cutoff))
         right, unequal = _ordered_pairs(sizes, rank, index, gain, score)
         return cls(
             ndcg=np.divide(dcg, ideal, out=np.zeros_like(dcg), where=ideal > 0),
@@ -159,8 +164,8 @@ def _check(query: np.ndarray, gain: np.ndarray, relevant: np.ndarray, score: np.
         raise ValueError("a gain is not finite or below 0")
 
 
-def _discount(rank: np.ndarray) -> np.ndarray:
-    discount: np.ndarray = np.where(rank < CUTOFF, 1 / np.log2(rank + 2), 0.0)
+def _discount(rank: np.ndarray, cutoff: int) -> np.ndarray:
+    discount: np.ndarray = np.where(rank < cutoff, 1 / np.log2(rank + 2), 0.0)
     return discount
 
 

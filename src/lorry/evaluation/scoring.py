@@ -18,7 +18,7 @@ from lorry.evaluation import metrics
 from lorry.model.encoder import Encoder
 from lorry.model.shared_embedding import embed_shared
 from lorry.model.tokens import TokenizedTexts
-from lorry.names import METRICS, OFFICIAL_NDCG
+from lorry.names import METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 from lorry.training.batches import make_batch
 from lorry.training.objective import batch_loss
 
@@ -136,7 +136,8 @@ def measurable(pairs: Pairs) -> list[str]:
     """Return the metrics that the labels of these pairs define."""
     undefined = metrics.undefined(pairs.query, pairs.gain, pairs.relevant)
     found = [name for name in METRICS if name not in undefined]
-    return [*found, OFFICIAL_NDCG] if "ndcg@10" in found and _has_official_scorer(pairs) else found
+    official = [OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG] if "ndcg@10" in found and _has_official_scorer(pairs) else []
+    return found + official
 
 
 def baselines(pairs: Pairs, seed: int) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lorry.config import TrainConfig
+from lorry.evaluation.held_out import catalogue_of
 from lorry.instances import INSTANCES, Instance
 from lorry.logs import duration
 from lorry.model.embedding import embed_all
@@ -47,7 +48,7 @@ def plan(config: TrainConfig, instances: int = 1) -> str:
     setup = prepare(config)
     sampler, encoder = setup.sampler, setup.encoder
     per_step = count_steps(setup)
-    training, evaluation = sum(per_step, Tokens(0, 0)), count_evaluation(setup.texts, config)
+    training, evaluation = sum(per_step, Tokens(0, 0)), count_evaluation(setup)
     seconds = training.count * _time_steps(setup, per_step), evaluation.count * _time_evaluation(setup)
     model, facts = cost.cost_of(encoder.model), environment(encoder.device, encoder.precision)
     each, whole = model.encoding(Tokens(1, 0)), model.training(training) + model.encoding(evaluation)
@@ -89,24 +90,31 @@ def count_steps(setup: TrainingSetup) -> list[Tokens]:
     return counted
 
 
-def count_evaluation(texts: dict[str, TokenizedTexts], config: TrainConfig) -> Tokens:
+def count_evaluation(setup: TrainingSetup) -> Tokens:
     """Return what a run encodes in addition to its steps.
 
     That is validation and test with the base model and with the merged one; validation after every epoch, and with
-    every share of the update to choose from; and the training texts where negatives are mined.
+    every share of the update to choose from; the training texts where negatives are mined; and the training products
+    that the base model and the merged one search through.
     """
+    config = setup.config
     shares = len(SHARES) if config.interpolation is None else 0
     passes = {
         "train": config.epochs if config.hard_negatives else 0,
         "validation": 2 + config.epochs + shares,
         "test": 2,
+        "probe": 2,
     }
     counted = Tokens(0, 0)
-    for name, split in texts.items():
+    for name, split in setup.texts.items():
         sides = split.lengths[: split.queries], split.lengths[split.queries :]
         queries, documents = (Tokens(int(side.sum()), int((side**2).sum())) for side in sides)
         once = 1 if config.train_side == "query" else passes[name]  # products then keep their embeddings
         counted += queries * passes[name] + documents * once
+    if config.train_side == "both" and (catalogue := catalogue_of(setup)):
+        texts, rows = setup.texts["train"], catalogue.rows["train"]
+        lengths = texts.lengths_of(rows[rows >= 0] + texts.queries)
+        counted += Tokens(int(lengths.sum()), int((lengths**2).sum())) * 2
     return counted
 
 

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented as public
 
 from lorry.config import CONTAINER_PATHS
-from lorry.names import BUNDLED_MODEL_ID, OFFICIAL_NDCG
+from lorry.names import BUNDLED_MODEL_ID, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 from lorry.outputs import write_text
 from lorry.report.facts import SCORER_TITLES, ReportFacts
 from lorry.report.rendering import render
@@ -30,6 +30,7 @@ _HUB_METRICS = {
     "mrr@10": ("Reranking", "mrr@10"),
     "pair_accuracy": ("Reranking", "pair_accuracy"),
     OFFICIAL_NDCG: ("Reranking", OFFICIAL_NDCG),
+    OFFICIAL_WHOLE_NDCG: ("Reranking", OFFICIAL_WHOLE_NDCG),
     "roc_auc": ("Binary Classification", "cosine_roc_auc"),
     "average_precision": ("Binary Classification", "cosine_ap"),
     "spearman": ("Semantic Similarity", "spearman_cosine"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorry.data.health import Health
 from lorry.evaluation.intervals import Change
-from lorry.names import OFFICIAL_NDCG
+from lorry.names import OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 from lorry.report.changes import QueryChange
 from lorry.report.similarities import LabelSpread
 
@@ -21,6 +21,7 @@ METRIC_TITLES = {
     "spearman": "Spearman",
     "pair_accuracy": "Pair accuracy",
     OFFICIAL_NDCG: "nDCG@10, official ESCI scorer",
+    OFFICIAL_WHOLE_NDCG: "nDCG, official ESCI scorer",
 }
 """What a metric is called where people read it, in the order of the tables."""
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from lorry.config import as_dict
 from lorry.data.pairs import Pairs
 from lorry.evaluation.catalogue import Catalogue
@@ -15,7 +17,7 @@ from lorry.evaluation.evidence import Evidence
 from lorry.evaluation.first_place import first_place
 from lorry.evaluation.held_out import ModelScores
 from lorry.evaluation.intervals import Change, compare
-from lorry.evaluation.metrics import rankable_queries, undefined
+from lorry.evaluation.metrics import evaluate, rankable_queries, undefined
 from lorry.evaluation.outcomes import outcomes
 from lorry.evaluation.scoring import SplitScores, baselines
 from lorry.evaluation.search import bm25_search, compare_searches, heard
@@ -65,7 +67,7 @@ def gather_facts(
         name: compare(pairs.query, pairs.gain, pairs.relevant, base[name].scores, tuned[name].scores, seed=seed)
         for name, pairs in heard(splits.items(), stop)
     }
-    metrics = {
+    metrics: dict[str, Any] = {
         "splits": {
             name: _split_block(pairs, base[name], tuned[name], differences[name], seed)
             | _threshold_block(splits, base, tuned, name)
@@ -73,6 +75,8 @@ def gather_facts(
         },
         "training": _training_block(setup, progress),
     }
+    if setup.probe and before.probe is not None and after.probe is not None:
+        metrics["probe"] = _probe_block(setup.probe, before.probe, after.probe, seed)
     if catalogue:
         for name, block in _search_blocks(catalogue, splits, before.evidence, after.evidence, seed, stop).items():
             metrics["splits"][name] |= block
@@ -115,6 +119,18 @@ def _split_block(
         },
         "outcomes": outcomes(pairs.query, pairs.gain, pairs.relevant, before.scores, after.scores),
         "slices": slices(pairs, before.scores, after.scores, seed=seed),
+    }
+
+
+def _probe_block(probe: Pairs, before: np.ndarray, after: np.ndarray, seed: int) -> dict[str, Any]:
+    """Return how well the models keep to the order of the probe's scores."""
+    labels = probe.query, probe.gain, probe.relevant
+    changes = compare(*labels, before, after, seed=seed)
+    return {
+        "pairs": len(probe),
+        "base": {"spearman": evaluate(*labels, before)["spearman"]},
+        "tuned": {"spearman": evaluate(*labels, after)["spearman"]},
+        "change": {name: asdict(change) for name, change in changes.items() if name == "spearman"},
     }
 
 

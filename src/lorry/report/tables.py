@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorry.evaluation.intervals import Change
-from lorry.names import OFFICIAL_NDCG
+from lorry.names import OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 from lorry.report.facts import METRIC_TITLES, SCORER_TITLES, SEARCHER_TITLES, ReportFacts
 from lorry.report.verdict import verdict_split
+
+OFFICIAL = (OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _rows(facts: ReportFacts, split: str) -> list[Row]:
         if metric not in block["tuned"]:
             continue
         scores = {scorer: float(block[scorer][metric]) for scorer in SCORER_TITLES}
-        defined = metric.replace(OFFICIAL_NDCG, "ndcg@10") not in undefined
+        defined = ("ndcg@10" if metric in OFFICIAL else metric) not in undefined
         difference = facts.differences.get(split, {}).get(metric) if defined else None
         highest = round(max(scores.values()), 4)
         best = {scorer for scorer, score in scores.items() if defined and round(score, 4) == highest}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorry.evaluation.gate import read_requirements, unmet
 from lorry.evaluation.intervals import Change
 from lorry.report.facts import METRIC_TITLES, ReportFacts
 from lorry.report.plain import plain_words
@@ -46,6 +47,7 @@ def verdict_of(facts: ReportFacts) -> Verdict:
     kind = _direction(differences.get(DECIDES))
     answer = {"better": "better", "worse": "worse", "unclear": "no clear difference"}[kind]
     caveats = [
+        *_refused(facts),
         *_against(kind, differences),
         *_overlap(facts, split),
         *_caveats(split, block, undefined),
@@ -129,6 +131,12 @@ def _against(kind: str, differences: Mapping[str, Change]) -> list[str]:
     other = {"better": "worse", "worse": "better"}.get(kind)
     names = [METRIC_TITLES[name] for name, item in differences.items() if other and _direction(item) == other]
     return [f"But {', '.join(names)} {'is' if len(names) == 1 else 'are'} {other}."] if names else []
+
+
+def _refused(facts: ReportFacts) -> list[str]:
+    """Say what was required and not reached."""
+    missed = unmet(read_requirements(facts.config["require"]), facts.metrics["splits"])
+    return [f"Required, and not reached: {phrase}." for phrase in missed]
 
 
 def _overlap(facts: ReportFacts, split: str) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs, read_splits
+from lorry.data.probe import read_probe
 from lorry.data.sampler import BatchSampler
 from lorry.distributed.ranks import ALONE, Ranks
 from lorry.errors import UserError
@@ -41,13 +42,15 @@ class TrainingSetup:
     encoder: Encoder
     splits: dict[str, Pairs]
     texts: dict[str, TokenizedTexts]
-    """The texts of each split."""
+    """The texts of each split, and of the probe."""
     sampler: BatchSampler
     """Of the training pairs."""
     documents: dict[str, Tensor] = field(default_factory=dict)
     """Embeddings [T, D] of each split's product texts, on the CPU, where queries alone are trained: see
     `with_documents`."""
     ranks: Ranks = ALONE
+    probe: Pairs | None = None
+    """Sentences that show what a model forgets, if there are any."""
 
 
 def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> TrainingSetup:
@@ -78,15 +81,17 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> TrainingSetup:
     attention = "packed" if base.architecture.packs else f"padded ({base.model_type} models cannot be packed)"
     log.info("%s", describe(accelerator.device, precision, attention, ranks.local_size))
     splits = ranks.once_a_host(lambda: read_splits(config), "reading the pairs")
+    probe = ranks.once_a_host(lambda: read_probe(config.probe), "reading the probe") if config.probe else None
     check_teacher(config, splits["train"])
     encoder = trainable_encoder(config, base, precision, accelerator.device)
+    tables = splits | ({"probe": probe} if probe else {})
     texts = ranks.once_a_host(
-        lambda: {name: tokenize(pairs, base) for name, pairs in splits.items()}, "tokenising the texts"
+        lambda: {name: tokenize(pairs, base) for name, pairs in tables.items()}, "tokenising the texts"
     )
     sampler = BatchSampler(splits["train"].query, config.batch_size, config.epochs, config.seed)
     weights = sum(weight.numel() for weight in encoder.trainable().values())
     log.info("training %s weights of %s, %d pairs per optimizer step", f"{weights:,}", base.name, config.batch_size)
-    return TrainingSetup(config, accelerator, base, encoder, splits, texts, sampler, ranks=ranks)
+    return TrainingSetup(config, accelerator, base, encoder, splits, texts, sampler, ranks=ranks, probe=probe)
 
 
 def _precisions(config: TrainConfig) -> tuple[str, str]:
