@@ -75,7 +75,12 @@ def check_results(folder: Path) -> None:
     Raises:
         UserError: There is a file of somebody else's under the name of one of ours.
     """
-    results = {"metrics.json": _are_metrics, "training.jsonl": _is_log, "report.html": _is_report, "report.json": _is_stored}
+    results = {
+        "metrics.json": _are_metrics,
+        "training.jsonl": _is_log,
+        "report.html": _is_report,
+        "report.json": _is_stored,
+    }
     for name, is_ours in results.items():
         if (folder / name).exists() and not _holds(folder / name, is_ours):
             raise UserError(
@@ -111,7 +116,7 @@ def _is_report(text: str) -> bool:
 
 
 def _is_stored(text: str) -> bool:
-    return {"format", "command", "fingerprints"} <= json.loads(text).keys()
+    return bool({"format", "command", "fingerprints"} <= json.loads(text).keys())
 
 
 def check_writable(folder: Path, option: str) -> None:

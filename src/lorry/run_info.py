@@ -23,7 +23,7 @@ class RunInfo:
     instance: str = ""
     """SageMaker instance type; empty where it is not known."""
     seconds: dict[str, float] = field(default_factory=_starting)
-    """Seconds by phase: `starting` (Python and the libraries) until this object was made, and what `timing` measured."""
+    """Seconds by phase: what `timing` measured, and `starting`, which also counts what was before this object."""
 
     @contextmanager
     def timing(self, phase: str) -> Iterator[None]:

@@ -31,9 +31,11 @@ def interval_chart(changes: Mapping[str, Change]) -> str:
         axes.set_yticks(range(len(changes)), list(changes))
         axes.set_ylim(len(changes) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("change from base to tuned, with its 95% interval")
+        axes.set_xlabel("change, tuned minus base")
 
-    said = "; ".join(f"{name} {found.change:+.3f}, {found.low:+.3f} to {found.high:+.3f}" for name, found in changes.items())
+    said = "; ".join(
+        f"{name} {found.change:+.3f}, {found.low:+.3f} to {found.high:+.3f}" for name, found in changes.items()
+    )
     return svg(draw_intervals, 0.8 + 0.3 * len(changes), f"Changes with their 95% intervals: {said}")
 
 
@@ -61,7 +63,7 @@ def outcome_chart(outcomes: Mapping[str, Mapping[str, int]]) -> str:
         axes.set_ylim(len(outcomes) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("queries")
-        handles = [axes.barh(0, 0, color=colour) for _, _, colour, _ in parts]
+        handles = [axes.plot([], [], color=colour, lw=5)[0] for _, _, colour, _ in parts]
         figure.legend(handles, [title for _, title, _, _ in parts], loc="outside upper right", ncols=3)
 
     said = "; ".join(
@@ -88,7 +90,9 @@ def reliability_chart(bins: Sequence[Mapping[str, Any]]) -> str:
         axes.plot(predicted, observed, color=TUNED, lw=1.2)
         sizes = [20 + 130 * found["pairs"] / most for found in bins]
         axes.scatter(predicted, observed, s=sizes, color=TUNED, edgecolors=PAPER, linewidths=1, zorder=3)
-        axes.set(xlabel="predicted share of relevant pairs", ylabel="true share", xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
+        axes.set(
+            xlabel="predicted share of relevant pairs", ylabel="true share", xlim=(-0.04, 1.04), ylim=(-0.04, 1.04)
+        )
 
     said = ", ".join(f"{found['predicted']:.2f} was {found['observed']:.2f}" for found in bins)
     return svg(draw_reliability, 3.0, f"Predicted share of relevant pairs against the true one: {said}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SLICES = {
     "label": "Label: mean cosine similarity",
 }
 """Kinds of slices in the order of the page, in words."""
+SHOWN = 0.005  # smaller changes of a query cannot be seen in two decimal places
 
 
 def write_report(path: Path, facts: ReportFacts) -> None:
@@ -40,16 +42,18 @@ def write_report(path: Path, facts: ReportFacts) -> None:
         tables=tables,
         scorers=SCORER_TITLES,
         searchers=SEARCHER_TITLES,
+        best_found=_best_found(facts.metrics["splits"][split].get("search")),
         slices=SLICES,
         phases=PHASES,
         held_out_here=_held_out_of_train(facts),
+        sampled=_is_sampled(facts),
         official_ndcg=any(row.metric == OFFICIAL_NDCG for rows in tables.values() for row in rows),
-        charts={name: Markup(chart) for name, chart in _charts(facts, split).items()},  # noqa: S704 (made by us)
+        charts={name: Markup(chart) for name, chart in _charts(facts, split).items()},
         similarities={
             name: Markup(charts.similarity_by_label(spreads)) for name, spreads in facts.similarities.items() if spreads
         },
-        improved=[change for change in facts.changes if change.after > change.before],
-        worsened=[change for change in facts.changes if change.after < change.before],
+        improved=[change for change in facts.changes if change.after - change.before > SHOWN],
+        worsened=[change for change in facts.changes if change.before - change.after > SHOWN],
     )
     write_text(path, html)
 
@@ -63,8 +67,7 @@ def changes_by_title(facts: ReportFacts, split: str) -> dict[str, Change]:
 def _charts(facts: ReportFacts, split: str) -> dict[str, str]:
     block = facts.metrics["splits"][split]
     outcomes = {METRIC_TITLES[name]: found for name, found in block.get("outcomes", {}).items() if name != "ndcg@10"}
-    sampled = any(f"{SAMPLE}{name}" in line for line in facts.log for name in CRITERION)
-    start = SAMPLE if sampled else ""
+    start = SAMPLE if _is_sampled(facts) else ""
     return {
         "intervals": evidence_charts.interval_chart(changes_by_title(facts, split)),
         "outcomes": evidence_charts.outcome_chart(outcomes),
@@ -73,6 +76,20 @@ def _charts(facts: ReportFacts, split: str) -> dict[str, str]:
         ),
         "loss": charts.loss_curve(facts.log),
         "metrics": charts.metric_curve(facts.log, {f"{start}{name}": METRIC_TITLES[name] for name in CRITERION}),
+    }
+
+
+def _is_sampled(facts: ReportFacts) -> bool:
+    return any(f"{SAMPLE}{name}" in line for line in facts.log for name in CRITERION)
+
+
+def _best_found(search: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the highest value of every metric of the search."""
+    if not search:
+        return {}
+    return {
+        metric: max(search[searcher][metric] for searcher in SEARCHER_TITLES if searcher in search)
+        for metric in search["bm25"]
     }
 
 

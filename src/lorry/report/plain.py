@@ -21,8 +21,8 @@ _ANSWERS = {
 }
 
 
-def plain_words(facts: ReportFacts, kind: str, split: str, *, comparable: bool) -> str:
-    """Return the verdict in everyday words.
+def plain_words(facts: ReportFacts, kind: str, split: str, *, comparable: bool) -> tuple[str, str]:
+    """Return the verdict in everyday words: the answer in a sentence or two, and what it rests on.
 
     Args:
         facts: Those of the run.
@@ -31,17 +31,18 @@ def plain_words(facts: ReportFacts, kind: str, split: str, *, comparable: bool) 
         comparable: Whether the labels of the split can tell the models apart.
     """
     refused = unmet(read_requirements(facts.config["require"]), facts.metrics["splits"])
-    start = ["The tuned model was not put in place: it is not as good as was required."] if refused else []
-    if facts.interpolation == 0:
-        return " ".join([*start, "The model is the base model, unchanged: customers will see no difference."])
-    if not comparable:
-        nothing = "The judgements cannot tell which model is better: hardly any query has products of different grades."
-        return " ".join([*start, nothing])
     answer, evidence = _ANSWERS[kind]
-    if refused and kind == "better":
-        answer = "It would show customers better results than the base model, but not by enough."
     block = facts.metrics["splits"][split]
-    return " ".join([*start, answer, _counted(facts, block, split), *_first_place(block, kind), evidence])
+    rests_on = " ".join([_counted(facts, block, split), *_first_place(block, kind), evidence])
+    if not comparable:
+        answer = "Whether customers would see better results cannot be told."
+        rests_on = "Hardly any of the queries has products of different grades, so that every order is as good."
+    if facts.interpolation == 0:
+        answer, rests_on = "Customers will see no difference.", "The model is the base model, unchanged."
+    if refused:
+        but = " It is better than the base model, but not by enough." if kind == "better" else ""
+        answer = f"The tuned model was not put in place: it is not as good as was required.{but}"
+    return answer, rests_on
 
 
 def _counted(facts: ReportFacts, block: Mapping[str, Any], split: str) -> str:

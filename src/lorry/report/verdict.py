@@ -22,7 +22,8 @@ class Verdict:
 
     Args:
         kind: better, worse or unclear.
-        plain: The answer for readers who know no metric.
+        answer: The answer for readers who know no metric, in a sentence.
+        plain: What it rests on, for the same readers.
         headline: The answer in a sentence.
         line: The answer in one line for logs, with its figures.
         figures: The evidence, one sentence per metric.
@@ -31,6 +32,7 @@ class Verdict:
     """
 
     kind: str
+    answer: str
     plain: str
     headline: str
     line: str
@@ -53,13 +55,18 @@ def verdict_of(facts: ReportFacts) -> Verdict:
         *_caveats(split, block, undefined),
         *_monitored(facts, split),
     ]
+    answer_in_words, plain = plain_words(facts, kind, split, comparable=DECIDES in differences)
     return Verdict(
         kind=kind,
-        plain=plain_words(facts, kind, split, comparable=DECIDES in differences),
+        answer=answer_in_words,
+        plain=plain,
         headline=_headline(facts, kind, split, differences),
         line=f"VERDICT: {answer}: {_evidence(split, block, differences)}",
         figures=[*(_figure(block, name, item) for name, item in differences.items()), *_share(facts)],
-        deciding=[*(_figure(block, DECIDES, item) for name, item in differences.items() if name == DECIDES), *_share(facts)],
+        deciding=[
+            *(_figure(block, DECIDES, item) for name, item in differences.items() if name == DECIDES),
+            *_share(facts),
+        ],
         caveats=caveats,
     )
 
