@@ -94,6 +94,11 @@ def holds_metrics(path: Path) -> bool:
     return _holds(path, _are_metrics)
 
 
+def holds_report(path: Path) -> bool:
+    """Return whether a file is a page as Lorry writes them."""
+    return _holds(path, _is_report)
+
+
 def _holds(path: Path, is_ours: Callable[[str], bool]) -> bool:
     try:
         return path.is_file() and is_ours(path.read_text("utf-8"))
