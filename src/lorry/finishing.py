@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -108,16 +109,7 @@ def finish(
     except OutputError as error:
         failures.append(_rescue_adapter(setup, error))
         facts = facts_of(after or _score_merged(setup, None, catalogue, stop))
-    for write in (
-        lambda: write_json(output / "metrics.json", facts.metrics),
-        lambda: training_log.write(output / "training.jsonl"),
-        lambda: store_facts(output, facts),
-        lambda: write_report(output / "report.html", facts),
-    ):
-        try:
-            write()
-        except OutputError as error:
-            failures.append(error)
+    failures += _write_results(output, facts, training_log)
     _log_result(facts)
     _raise(failures)
     if refused:
@@ -125,6 +117,23 @@ def finish(
     log.info("model: %s", config.model_dir)
     log.info("report: %s", output / "report.html")
     log.info("%s", verdict_of(facts).line)
+
+
+def _write_results(output: Path, facts: ReportFacts, training_log: TrainingLog) -> list[OutputError]:
+    """Write all results; return the errors of those that could not be written."""
+    writes: tuple[Callable[[], None], ...] = (
+        lambda: write_json(output / "metrics.json", facts.metrics),
+        lambda: training_log.write(output / "training.jsonl"),
+        lambda: store_facts(output, facts),
+        lambda: write_report(output / "report.html", facts),
+    )
+    failures = []
+    for write in writes:
+        try:
+            write()
+        except OutputError as error:
+            failures.append(error)
+    return failures
 
 
 def _help_finish(setup: TrainingSetup, catalogue: Catalogue | None, stop: threading.Event | None) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from lorry.report import charts
+from lorry.report.similarities import spread_by_label
 
 
 def test_nothing_logged_draws_nothing():
@@ -18,6 +19,6 @@ def test_a_long_run_draws_a_chart_of_bounded_size():
 
 def test_rare_labels_are_left_out():
     label = np.r_[np.zeros(500, int), 1]
-    chart = charts.similarity_by_label(("common", "rare"), label, label * 0.1, label * 0.2)
-    assert "common" in chart
-    assert "rare" not in chart
+    (spread,) = spread_by_label(("common", "rare"), label, label * 0.1, label * 0.2)
+    assert (spread.label, spread.pairs) == ("common", 500)
+    assert "common  (500)" in charts.similarity_by_label([spread])

@@ -15,6 +15,7 @@ import torch
 
 from lorry.config import TrainConfig
 from lorry.evaluation.held_out import catalogue_of
+from lorry.evaluation.validation_sample import sample_validation
 from lorry.instances import INSTANCES, Instance
 from lorry.logs import duration
 from lorry.model.embedding import embed_all
@@ -94,8 +95,8 @@ def count_evaluation(setup: TrainingSetup) -> Tokens:
     """Return what a run encodes in addition to its steps.
 
     That is validation and test with the base model and with the merged one; validation after every epoch, and with
-    every share of the update to choose from; the training texts where negatives are mined; and the training products
-    that the base model and the merged one search through.
+    every share of the update to choose from; a sample of validation within every epoch; the training texts where
+    negatives are mined; and the training products that the base model and the merged one search through.
     """
     config = setup.config
     shares = len(SHARES) if config.interpolation is None else 0
@@ -115,6 +116,10 @@ def count_evaluation(setup: TrainingSetup) -> Tokens:
         texts, rows = setup.texts["train"], catalogue.rows["train"]
         lengths = texts.lengths_of(rows[rows >= 0] + texts.queries)
         counted += Tokens(int(lengths.sum()), int((lengths**2).sum())) * 2
+    if sample := sample_validation(setup):
+        lengths = sample.texts.lengths[: sample.texts.queries if config.train_side == "query" else None]
+        points = min(config.evals_per_epoch, setup.sampler.steps_per_epoch) - 1  # the last is that of all pairs
+        counted += Tokens(int(lengths.sum()), int((lengths**2).sum())) * (points * config.epochs)
     return counted
 
 

@@ -50,7 +50,7 @@ def with_account(
 
 
 def cost(instance: str, hosts: int, seconds: float) -> dict[str, Any] | None:
-    """Return what so many seconds cost on these instances; None where they are not rented, or the price is not known."""
+    """Return what so many seconds cost on these instances; None where no price is known."""
     price = price_of(instance)
     if price is None:
         return None
