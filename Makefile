@@ -100,7 +100,7 @@ DATA = $(LORRY_DATA)/homedepot
 homedepot: setup
 	@test -d "$(DATA)" || { echo "set LORRY_DATA to the folder that holds homedepot/" >&2; exit 1; }
 	$(BIN)/lorry train --pretrained_model bundled --epochs 1 --train $(DATA)/train --validation $(DATA)/validation \
-	  --test $(DATA)/test --model_dir runs/homedepot/model \
+	  --test $(DATA)/test $(addprefix --probe ,$(wildcard $(LORRY_DATA)/stsb)) --model_dir runs/homedepot/model \
 	  --output_data_dir runs/homedepot/output
 
 quality: setup

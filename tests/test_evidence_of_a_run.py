@@ -60,8 +60,11 @@ def test_search_is_measured_for_both_models_alone_and_with_bm25(run, test_block)
 
 
 def test_every_metric_has_interval_and_p_value_and_its_wins_and_losses(test_block):
-    for name in ("ndcg@10", "ndcg@10_rankable", "mrr@10", "roc_auc", "average_precision", "spearman", "pair_accuracy"):
-        assert set(test_block["change"][name]) == {"change", "low", "high", "p"}
+    assert set(test_block["change"]) == set(test_block["tuned"])
+    for name, change in test_block["change"].items():
+        assert change["change"] == pytest.approx(test_block["tuned"][name] - test_block["base"][name])
+        assert change["low"] <= change["change"] <= change["high"]
+        assert 0 <= change["p"] <= 1
     counted = {"ndcg@10": 20, "ndcg@10_rankable": test_block["queries_rankable"], "mrr@10": 20, "pair_accuracy": 20}
     assert {name: sum(outcome.values()) for name, outcome in test_block["outcomes"].items()} == counted
 

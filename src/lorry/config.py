@@ -159,6 +159,12 @@ class TrainConfig(PairOptions):
         "0: search is not measured",
         minimum=0,
     )
+    standardize: str = option(
+        "none",
+        "standardise the finished model's embeddings by those of the training products: center takes their mean away, "
+        "whiten also makes all directions equally long",
+        choices=("none", "center", "whiten"),
+    )
     max_length: int = option(0, "maximum tokens per text; 0: the base model's own limit", minimum=0)
     precision: str = option(
         "auto",
@@ -217,6 +223,16 @@ class TrainConfig(PairOptions):
         if self.cuda_graphs and (self.lora_rank == 0 or self.lora_dropout):
             what = "lora_dropout 0" if self.lora_rank else "adapters, and lora_rank 0 trains all weights"
             raise UserError(f"cuda_graphs needs {what}", "Leave out cuda_graphs.")
+        if self.standardize != "none" and self.train_side == "query":
+            raise UserError(
+                "standardize changes the embeddings of products, which train_side query leaves as they are",
+                "Leave out one of them.",
+            )
+        if self.standardize == "whiten" and self.matryoshka_dims:
+            raise UserError(
+                "standardize whiten mixes the numbers of an embedding, so that matryoshka_dims would have no effect",
+                "Leave out one of them.",
+            )
         if self.patience and not self.best_epoch:
             raise UserError("patience needs best_epoch", "Leave out patience, or best_epoch false.")
 

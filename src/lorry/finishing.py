@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lorry.evaluation.catalogue import Catalogue
 from lorry.evaluation.gate import RequirementError, read_requirements, unmet
-from lorry.evaluation.held_out import ModelScores, catalogue_of, score_encoder, score_split
+from lorry.evaluation.held_out import ModelScores, catalogue_of, fitted_standardizer, score_encoder, score_split
 from lorry.evaluation.scoring import SplitScores
 from lorry.evaluation.validation_sample import ValidationSample
 from lorry.model.encoder import Encoder
@@ -77,6 +77,8 @@ def finish(
         sampled = sample.of_all(validation.scores) if sample else {}
         training_log.begin_with(loss=validation.loss, metrics=validation.metrics | sampled)
         share = _interpolate(setup, trained, validation, stop)
+        if config.standardize != "none":
+            setup.encoder.standardizer = fitted_standardizer(setup, stop)
     if not setup.ranks.first:
         _help_finish(setup, catalogue, stop)
         return
@@ -228,6 +230,7 @@ def _export_unfinished(setup: TrainingSetup, progress: Progress, fingerprints: d
     """Leave the model as trained so far, with the whole update unless another share is given."""
     share = 1.0 if setup.config.interpolation is None else setup.config.interpolation
     setup.encoder.interpolate(trainable_weights(setup), share)
+    setup.encoder.restore_standardizer()  # the one of the finished model may have been fitted when the stop came
     with staging(Path(setup.config.model_dir)) as folder:
         proof = export(folder, setup.encoder, _probe(setup), side=setup.config.train_side, changed=share > 0)
         write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints, share))

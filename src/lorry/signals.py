@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 log = logging.getLogger("lorry")
+
+T = TypeVar("T")
 
 
 class StopRequestedError(BaseException):
@@ -63,3 +66,15 @@ def stop_on_signals() -> Stop:
     signal.signal(signal.SIGINT, stop.request)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     return stop
+
+
+def heard(items: Iterable[T], stop: threading.Event | None) -> Iterator[T]:
+    """Yield the items until a stop is requested.
+
+    Raises:
+        StopRequestedError: `stop` was set.
+    """
+    for item in items:
+        if stop is not None and stop.is_set():
+            raise StopRequestedError
+        yield item

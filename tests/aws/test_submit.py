@@ -36,6 +36,7 @@ def test_every_option_reaches_aws(cloud, calls):
     given = options(
         validation="s3://shop/validation",
         test="s3://shop/test",
+        probe="s3://shop/sts",
         model="s3://shop/base",
         instance_type="ml.m5.xlarge",
         instance_count=2,
@@ -54,7 +55,13 @@ def test_every_option_reaches_aws(cloud, calls):
     assert submit(given, {}) == "tuesday"
     (sent,) = calls.of("CreateTrainingJob")
     modes = {channel["ChannelName"]: channel["InputMode"] for channel in sent["InputDataConfig"]}
-    assert modes == {"train": "FastFile", "validation": "FastFile", "test": "FastFile", "model": "File"}
+    assert modes == {
+        "train": "FastFile",
+        "validation": "FastFile",
+        "test": "FastFile",
+        "probe": "FastFile",
+        "model": "File",
+    }
     assert sent["ResourceConfig"] == {
         "InstanceType": "ml.m5.xlarge",
         "InstanceCount": 2,

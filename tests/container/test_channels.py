@@ -32,10 +32,10 @@ def test_training_is_another_name_of_train_and_both_are_one_too_many(data):
 
 
 def test_all_channels_and_an_unknown_one(data, lines):
-    for name in ("validation", "test", "notes", "code", "tets"):
+    for name in ("validation", "test", "probe", "notes", "code", "tets"):
         (data / name).mkdir()
         (data / name / "pairs.csv").touch()
-    assert set(read_channels(data, {})) == {"train", "validation", "test"}
+    assert set(read_channels(data, {})) == {"train", "validation", "test", "probe"}
     for name in ("notes", "code"):
         assert f"channel {name} is not used. Lorry knows train, validation, test, probe, model, training." in lines()
     assert "channel tets is not used. Did you mean test?" in lines()

@@ -24,6 +24,12 @@ def test_the_checkpoint_folder_is_used_where_it_exists(root):
     assert read(root).checkpoint_dir == f"{root}/checkpoints"
 
 
+def test_the_channel_probe_is_that_of_the_option(root):
+    (root / "input" / "data" / "probe").mkdir()
+    (root / "input" / "data" / "probe" / "sts.csv").touch()
+    assert read(root).probe == f"{root}/input/data/probe"
+
+
 def test_command_line_before_environment_before_file_before_default(root):
     write_config(root, hyperparameters={"epochs": "2", "lora_rank": "2", "seed": "2"})
     config = read(root, "--epochs", "4", LORRY_EPOCHS="3", LORRY_LORA_RANK="3", LORRY_DATA="/x", LORRY_REVISION="abc")

@@ -70,7 +70,10 @@ def test_search_by_blocks_is_search_at_once(monkeypatch):
     query_QD, product_CD = (torch.randn(count, 8, generator=generator) for count in (37, 500))
     expected = torch.topk(query_QD @ product_CD.T, 100).indices.numpy()
     monkeypatch.setattr(search, "SCORES_AT_ONCE", 2_000)  # four queries at a time
+    topk, sizes = torch.topk, []
+    monkeypatch.setattr(torch, "topk", lambda scores, depth: sizes.append(scores.numel()) or topk(scores, depth))
     assert (nearest(query_QD, product_CD) == expected).all()
+    assert (max(sizes), len(sizes)) == (2_000, 10)
 
 
 def test_bm25_finds_what_its_library_finds(catalogue):

@@ -63,6 +63,7 @@ RECIPES = {
     "a share that is given": {"interpolation": 1},
     "mined negatives": {"hard_negatives": 6},
     "queries alone": {"train_side": "query"},
+    "standardised": {"standardize": "center", "search_products": 0},
     "both": {"train_side": "query", "hard_negatives": 6, "interpolation": 1},
 }
 

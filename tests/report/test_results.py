@@ -8,8 +8,8 @@ import pytest
 from lorry.config import TrainConfig
 from lorry.evaluation.held_out import ModelScores
 from lorry.evaluation.intervals import compare
-from lorry.evaluation.scoring import SplitScores, measure
-from lorry.names import METRICS
+from lorry.evaluation.scoring import SplitScores, measure, official_scorer_gain
+from lorry.names import METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 from lorry.report.results import gather_facts
 from lorry.report.verdict import verdict_of
 from lorry.training.loop import Progress
@@ -54,8 +54,9 @@ def test_a_split_has_counts_scorers_and_changes(setup, gathered):
         assert set(METRICS) <= set(block[scorer])
     pairs = setup.splits["test"]
     scores = before["test"].scores, after["test"].scores
-    expected = compare(pairs.query, pairs.gain, pairs.relevant, *scores, seed=setup.config.seed)
-    assert set(block["change"]) == set(METRICS)
+    given = {"seed": setup.config.seed, "official_gain": official_scorer_gain(pairs)}
+    expected = compare(pairs.query, pairs.gain, pairs.relevant, *scores, **given)
+    assert set(block["change"]) == {*METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG}
     for name, change in block["change"].items():
         assert change == vars(expected[name])
         assert change["change"] == pytest.approx(block["tuned"][name] - block["base"][name])

@@ -30,9 +30,9 @@ USAGE = """Train on the judged pairs of a folder or of a SageMaker job.
   docker run --rm --gpus all -v /path/to/pairs:/opt/ml/input/data/train -v /path/to/model:/opt/ml/model \\
     -v /path/to/output:/opt/ml/output IMAGE train
 
-More folders can be mounted: /opt/ml/input/data/{validation,test,model}, and /opt/ml/checkpoints (to continue after a
-stop). The report is in /opt/ml/output/data, the reason of a failure in /opt/ml/output/failure. Every option is also an
-environment variable (LORRY_EPOCHS=3) and a key of hyperparameters.json."""
+More folders can be mounted: /opt/ml/input/data/{validation,test,probe,model}, and /opt/ml/checkpoints (to continue
+after a stop). The report is in /opt/ml/output/data, the reason of a failure in /opt/ml/output/failure. Every option is
+also an environment variable (LORRY_EPOCHS=3) and a key of hyperparameters.json."""
 
 
 def read_job(arguments: Sequence[str], environ: Mapping[str, str], root: Path) -> TrainConfig:

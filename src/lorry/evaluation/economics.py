@@ -20,7 +20,8 @@ from lorry.data.pairs import Pairs
 from lorry.evaluation.catalogue import SearchQueries
 from lorry.evaluation.metrics import PerQuery
 from lorry.evaluation.scoring import cosines
-from lorry.evaluation.search import Found, heard, measure, nearest
+from lorry.evaluation.search import Found, measure, nearest
+from lorry.signals import heard
 
 RESCORED = 40  # products that binary search hands on
 KEPT = 10  # and that are left then

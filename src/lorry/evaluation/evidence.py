@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from lorry.config import TrainConfig
 from lorry.data.pairs import Pairs
@@ -21,8 +22,8 @@ from lorry.evaluation.catalogue import Catalogue
 from lorry.evaluation.economics import economics
 from lorry.evaluation.scoring import cosines, measure
 from lorry.evaluation.search import Found, nearest
-from lorry.evaluation.standardizing import fit_standardizer
 from lorry.loss_sum import dims_of
+from lorry.model.standardizing import fit_standardizer
 
 STANDARDS = ("center", "whiten")
 Sides = tuple[Tensor, Tensor]
@@ -37,7 +38,7 @@ class Evidence:
         found: What search finds for each of the catalogue's queries.
         standardized: Metrics of the judged pairs with standardised embeddings, by kind.
         economics: What smaller forms of the vectors cost, a row each, where it was asked for.
-        seconds: That all of it took.
+        seconds: That all of it took, encoding included where that was for the search alone.
     """
 
     found: dict[str, Found] = field(default_factory=dict)
@@ -76,7 +77,8 @@ def gather_evidence(
     for name, both in sides.items():
         pairs = splits[name]
         standardized[name] = {
-            kind: measure(pairs, cosines(pairs, *map(standard, both))) for kind, standard in standards.items()
+            kind: measure(pairs, cosines(pairs, *(normalize(standard(side), dim=-1) for side in both)))
+            for kind, standard in standards.items()
         }
         if asked := catalogue.queries.get(name):
             found[name] = nearest(both[0][torch.from_numpy(asked.rows)], product_CD, stop)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,11 +20,14 @@ from lorry.evaluation.evidence import Evidence, Sides, gather_evidence, product_
 from lorry.evaluation.scoring import SplitScores
 from lorry.model.encoder import Encoder
 from lorry.model.shared_embedding import embed_shared
+from lorry.model.standardizing import Standardizer, fit_standardizer
 from lorry.model.tokens import TokenizedTexts
 from lorry.signals import StopRequestedError
 from lorry.training.setup import TrainingSetup
 
 T = TypeVar("T")
+
+STANDARDIZING = 20_000  # training products whose embeddings are enough to standardise by
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ def score_encoder(
     probe = _probe_scores(setup, encoder, stop)
     if not catalogue:
         return ModelScores(scores, probe=probe)
+    began = time.perf_counter()
     train_PD = _train_products(setup, encoder, catalogue, stop)
 
     def evidence() -> Evidence:
@@ -99,7 +104,8 @@ def score_encoder(
         about = split_of_verdict(setup.splits) if economics else ""
         return gather_evidence(catalogue, setup.splits, sides, product_CD, config, economics_of=about, stop=stop)
 
-    return ModelScores(scores, _unless_stopped(ranks, evidence, "searching the catalogue"), probe)
+    found = _unless_stopped(ranks, evidence, "searching the catalogue")
+    return ModelScores(scores, replace(found, seconds=time.perf_counter() - began), probe)
 
 
 def _probe_scores(setup: TrainingSetup, encoder: Encoder, stop: threading.Event | None) -> np.ndarray | None:
@@ -119,6 +125,38 @@ def split_of_verdict(splits: dict[str, Pairs]) -> str:
     return "test" if "test" in splits else "validation"
 
 
+def fitted_standardizer(setup: TrainingSetup, stop: threading.Event | None) -> Standardizer:
+    """Return on every rank what standardises the encoder's embeddings, by those of the training products.
+
+    Raises:
+        StopRequestedError: `stop` was set.
+    """
+    encoder, base = setup.encoder, setup.encoder.base
+    some, size = _some(setup.texts["train"], standardizing_rows(setup)), setup.config.eval_batch_size
+    encoder.base = replace(base, normalize=False)  # it comes before the normalisation
+    try:
+        product_PD = embed_shared(encoder, some, size, stop, setup.ranks, everywhere=False)
+    finally:
+        encoder.base = base
+    kind = setup.config.standardize
+    made = setup.ranks.from_first(lambda: fit_standardizer(kind, product_PD), "standardising embeddings")
+    return made.to(encoder.device)
+
+
+def standardizing_rows(setup: TrainingSetup) -> np.ndarray:
+    """Return the rows, in the training texts, of the products that embeddings are standardised by."""
+    texts = setup.texts["train"]
+    products = len(texts) - texts.queries
+    rng = np.random.default_rng(setup.config.seed)
+    return np.sort(rng.choice(products, min(products, STANDARDIZING), replace=False)) + texts.queries
+
+
+def _some(texts: TokenizedTexts, rows: np.ndarray) -> TokenizedTexts:
+    """Return a table of these texts alone."""
+    own = texts.take(rows)
+    return TokenizedTexts(own.ids, np.append(0, np.cumsum(own.lengths)), 0)
+
+
 def _train_products(
     setup: TrainingSetup, encoder: Encoder, catalogue: Catalogue, stop: threading.Event | None
 ) -> Tensor:
@@ -131,8 +169,7 @@ def _train_products(
         found_PD = setup.documents["train"][torch.from_numpy(rows)]
     else:
         texts = setup.texts["train"]
-        own = texts.take(rows + texts.queries)
-        some = TokenizedTexts(own.ids, np.append(0, np.cumsum(own.lengths)), 0)
+        some = _some(texts, rows + texts.queries)
         found_PD = embed_shared(encoder, some, setup.config.eval_batch_size, stop, setup.ranks, everywhere=False)
     return torch.nn.functional.normalize(found_PD, dim=-1)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lorry.evaluation.metrics import PerQuery, undefined
+from lorry.evaluation.metrics import CUTOFF, PerQuery, undefined
+from lorry.names import OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 
 CELLS = 2_000_000  # numbers held at once: bounds the memory whatever the number of queries and pairs
 WORK = 200_000_000  # numbers drawn at most for a metric: bounds the time
@@ -42,6 +43,7 @@ def compare(
     *,
     seed: int,
     resamples: int = 1000,
+    official_gain: np.ndarray | None = None,
 ) -> dict[str, Change]:
     """Return the change of every metric from one scorer to the other; one that cannot be compared is left out.
 
@@ -54,6 +56,7 @@ def compare(
         seed: Seed of the draws.
         resamples: Number of draws. With more than 200,000 queries (pairs, for a metric over all pairs) there are fewer,
             so that the time stays bounded, but at least 100.
+        official_gain: As for `metrics.evaluate`.
     """
     base, tuned = (PerQuery.of(query, gain, relevant, score) for score in (base_score, tuned_score))
     has_gain, rankable = base.has_gain.astype(float), base.rankable.astype(float)
@@ -65,6 +68,12 @@ def compare(
         "pair_accuracy": (tuned.right - base.right, base.unequal),
     }
     same = undefined(query, gain, relevant)
+    if official_gain is not None and "ndcg@10" not in same:
+        for name, cutoff in ((OFFICIAL_NDCG, CUTOFF), (OFFICIAL_WHOLE_NDCG, len(query))):
+            one, other = (
+                PerQuery.of(query, official_gain, relevant, score, cutoff=cutoff) for score in (base_score, tuned_score)
+            )
+            parts[name] = (other.ndcg - one.ndcg, one.has_gain.astype(float))
     found = {
         name: change_over_queries(*part, seed, resamples)
         for name, part in parts.items()

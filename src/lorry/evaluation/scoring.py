@@ -126,10 +126,15 @@ def _scored(all_ND: Tensor, texts: TokenizedTexts, pairs: Pairs, config: TrainCo
 
 def measure(pairs: Pairs, scores: np.ndarray) -> dict[str, float]:
     """Return the metrics of these scores; with ESCI labels also nDCG as the official scorer computes it."""
-    official = None
-    if _has_official_scorer(pairs):
-        official = np.array([OFFICIAL_SCORER_GAIN[name] for name in pairs.label_names])[pairs.label]
-    return metrics.evaluate(pairs.query, pairs.gain, pairs.relevant, scores, official_gain=official)
+    return metrics.evaluate(pairs.query, pairs.gain, pairs.relevant, scores, official_gain=official_scorer_gain(pairs))
+
+
+def official_scorer_gain(pairs: Pairs) -> np.ndarray | None:
+    """Return the gain of each pair by ESCI's official scorer, [N]; None where the labels are not ESCI's."""
+    if not _has_official_scorer(pairs):
+        return None
+    gain: np.ndarray = np.array([OFFICIAL_SCORER_GAIN[name] for name in pairs.label_names])[pairs.label]
+    return gain
 
 
 def measurable(pairs: Pairs) -> list[str]:

@@ -9,9 +9,9 @@ Nothing of queries x products is ever held as a whole: queries are searched with
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,8 @@ from lorry.data.pairs import Pairs
 from lorry.evaluation import baselines
 from lorry.evaluation.catalogue import Catalogue, SearchQueries
 from lorry.evaluation.intervals import change_over_queries
-from lorry.signals import StopRequestedError
+from lorry.signals import heard
 
-T = TypeVar("T")
 Found = np.ndarray
 """Rows in the catalogue of what was found for each query, the best first, [Q, K]; -1 where nothing more was found."""
 
@@ -155,18 +154,6 @@ def changes(base: dict[str, np.ndarray], tuned: dict[str, np.ndarray], seed: int
         return {}
     ones = np.ones(len(base["ndcg@10"]))
     return {name: asdict(change_over_queries(tuned[name] - base[name], ones, seed)) for name in base}
-
-
-def heard(items: Iterable[T], stop: threading.Event | None) -> Iterator[T]:
-    """Yield the items until a stop is requested.
-
-    Raises:
-        StopRequestedError: `stop` was set.
-    """
-    for item in items:
-        if stop is not None and stop.is_set():
-            raise StopRequestedError
-        yield item
 
 
 def _judgements(found: Found, asked: SearchQueries, products: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from lorry.evaluation.evidence import Evidence, Sides, gather_evidence, product_
 from lorry.evaluation.gate import DEFAULT_SPLITS
 from lorry.evaluation.intervals import compare
 from lorry.evaluation.outcomes import outcomes
-from lorry.evaluation.scoring import cosines, measure
+from lorry.evaluation.scoring import cosines, measure, official_scorer_gain
 from lorry.evaluation.search import bm25_search, compare_searches
 from lorry.evaluation.threshold import fit_calibration, measure_calibration
 
@@ -77,10 +77,11 @@ def differences(models: Mapping[str, Judged], channel: Mapping[str, Pairs], seed
     for split, pairs in channel.items():
         labels = pairs.query, pairs.gain, pairs.relevant
         both = {name: (models[first].scores[split], models[name].scores[split]) for name in others}
+        official = official_scorer_gain(pairs)
+        change = {name: compare(*labels, *scores, seed=seed, official_gain=official) for name, scores in both.items()}
         blocks[split] = {
             "change": {
-                name: {metric: asdict(change) for metric, change in compare(*labels, *scores, seed=seed).items()}
-                for name, scores in both.items()
+                name: {metric: asdict(found) for metric, found in changes.items()} for name, changes in change.items()
             },
             "outcomes": {name: outcomes(*labels, *scores) for name, scores in both.items()},
         }

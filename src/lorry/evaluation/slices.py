@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from lorry.data.pairs import Pairs
 from lorry.evaluation.intervals import change_over_queries
 from lorry.evaluation.metrics import PerQuery
+from lorry.signals import heard
 
 WORD = r"(?u)\w+"
 TEXTS_AT_ONCE = 20_000
@@ -26,7 +28,9 @@ LONG_QUERY = 4  # words: queries of so many and more are one slice
 Slices = dict[str, list[dict[str, Any]]]
 
 
-def slices(pairs: Pairs, base: np.ndarray, tuned: np.ndarray, *, seed: int) -> Slices:
+def slices(
+    pairs: Pairs, base: np.ndarray, tuned: np.ndarray, *, seed: int, stop: threading.Event | None = None
+) -> Slices:
     """Return for each kind of slice its slices, in the order to show them; an empty one is left out.
 
     Args:
@@ -34,11 +38,15 @@ def slices(pairs: Pairs, base: np.ndarray, tuned: np.ndarray, *, seed: int) -> S
         base: Score of each pair by the base model, [N].
         tuned: Score of each pair by the tuned model, [N].
         seed: Seed of the intervals.
+        stop: Give up when this is set.
 
     Returns:
         Of each slice of queries: `name`, `queries`, `queries_rankable`, `pairs`, nDCG@10 over its rankable queries of
         `base` and `tuned`, and `change` with its interval; None where no query, or only one, can be ranked. Of each
         label: `name`, `relevant`, `pairs`, the mean cosine of `base` and `tuned`, and `change`.
+
+    Raises:
+        StopRequestedError: `stop` was set.
     """
     before, after = (PerQuery.of(pairs.query, pairs.gain, pairs.relevant, score) for score in (base, tuned))
     judged_Q = np.bincount(pairs.query)[np.unique(pairs.query)]  # as PerQuery: the queries that have pairs
@@ -48,10 +56,14 @@ def slices(pairs: Pairs, base: np.ndarray, tuned: np.ndarray, *, seed: int) -> S
         "lexical_overlap": _by_overlap(pairs),
     }
     found: Slices = {
-        kind: [_of_queries(name, mask, before, after, judged_Q, seed) for name, mask in masks.items() if mask.any()]
+        kind: [
+            _of_queries(name, mask, before, after, judged_Q, seed)
+            for name, mask in heard(masks.items(), stop)
+            if mask.any()
+        ]
         for kind, masks in kinds.items()
     }
-    return {**found, "label": _by_label(pairs, base, tuned, seed)}
+    return {**found, "label": _by_label(pairs, base, tuned, seed, stop)}
 
 
 def _of_queries(
@@ -124,9 +136,11 @@ def word_overlap(pairs: Pairs) -> np.ndarray:
     return share_N
 
 
-def _by_label(pairs: Pairs, base: np.ndarray, tuned: np.ndarray, seed: int) -> list[dict[str, Any]]:
+def _by_label(
+    pairs: Pairs, base: np.ndarray, tuned: np.ndarray, seed: int, stop: threading.Event | None
+) -> list[dict[str, Any]]:
     found = []
-    for label, name in enumerate(pairs.label_names):
+    for label, name in heard(enumerate(pairs.label_names), stop):
         rows = np.flatnonzero(pairs.label == label)
         if not len(rows):
             continue

@@ -25,6 +25,7 @@ from lorry.model.packing import LINE_WIDTH, PackedLayout, TokenSequences, lay_ou
 from lorry.model.prepared import prepared
 from lorry.model.pretrained import PretrainedModel
 from lorry.model.projections import Projections
+from lorry.model.standardizing import Standardizer, load_standardizer
 from lorry.model.weights import load_model
 
 # Maximum tokens of a forward pass: on a CPU what its caches hold, on a GPU what keeps it busy.
@@ -66,6 +67,8 @@ class Encoder(nn.Module):
         self.autocast = master_weights and precision != "fp32"
         self.dropouts: list[nn.Module] = []
         self.fused: list[Projections] = []
+        self.standardizer: Standardizer | None = None
+        self.restore_standardizer()
         self.model: Any = load_model(base, DTYPES["fp32" if master_weights else precision])
         self.packs = base.architecture.packs
         if self.packs and base.architecture.own_attention:
@@ -92,6 +95,16 @@ class Encoder(nn.Module):
     def width(self) -> int:
         """Numbers in an embedding."""
         return int(self.model.config.hidden_size)
+
+    def restore_standardizer(self) -> None:
+        """Standardise embeddings as the base model does, or not at all if it does not.
+
+        Raises:
+            UserError: The base model's files of it are not as they should be.
+        """
+        folder = self.base.standardizer
+        with refusing(f"{folder} cannot be read", INSTEAD):
+            self.standardizer = load_standardizer(folder).to(self.device) if folder else None
 
     def add_lora(self, *, rank: int, alpha: float, dropout: float, targets: str, seed: int) -> None:
         """Attach adapters; the embeddings stay what they were, since B starts at zero.
@@ -227,6 +240,8 @@ class Encoder(nn.Module):
             module.train(dropout)
         hidden_TD = (hidden or self.hidden)(ids_T, layout)
         pooled_ND = _pool(hidden_TD, layout, self.base.pooling).float()
+        if self.standardizer is not None:
+            pooled_ND = self.standardizer(pooled_ND)
         return functional.normalize(pooled_ND, dim=-1) if self.base.normalize else pooled_ND
 
     def _try(self) -> Tensor:

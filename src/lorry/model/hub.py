@@ -11,7 +11,7 @@ from lorry.model.failures import first_words
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*"]
+WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*", "2_Dense/*"]
 SIGN_IN = "set HF_TOKEN, or run `hf auth login`"
 WITHOUT_HUB = "give a folder, --pretrained_model bundled, or (on SageMaker) a channel named model"
 

@@ -94,6 +94,7 @@ def merge(folder: Path, encoder: Encoder, probe: TokenSequences, *, changed: boo
     device = encoder.device if free_memory(encoder.device) > ROOM * _fp32_bytes(encoder) else torch.device("cpu")
     fresh = Encoder(encoder.base, "fp32", device)
     before_ND = _embed(fresh, probe)
+    fresh.standardizer = encoder.standardizer.to(device) if encoder.standardizer else None
     if encoder.adapted:
         with writing(folder):
             save_adapter(folder / "adapter", encoder)

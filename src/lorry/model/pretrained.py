@@ -39,6 +39,8 @@ class PretrainedModel:
     """Architecture, as config.json names it."""
     vocabulary: int = 0
     """Tokens that the model has an embedding for; 0 where config.json does not say."""
+    standardizer: Path | None = None
+    """Folder of the module that standardises embeddings, if there is one."""
 
     @property
     def architecture(self) -> Architecture:
@@ -86,6 +88,7 @@ def find_pretrained(name: str, max_length: int = 0) -> PretrainedModel:
         lower_case=settings.lower_case,
         prompts=settings.prompts,
         model_type=config.model_type,
+        standardizer=folder / settings.standardizer if settings.standardizer else None,
         vocabulary=int(getattr(config, "vocab_size", None) or 0),
     )
 

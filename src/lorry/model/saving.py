@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorry.model.encoder import Encoder
-from lorry.model.pretrained import PretrainedModel
 from lorry.model.tokens import load_tokenizer
 from lorry.outputs import write_json
 
@@ -22,23 +21,29 @@ def save_model(folder: Path, encoder: Encoder) -> None:
     encoder.model.set_attn_implementation("eager")  # the packed attention is nobody else's
     encoder.model.save_pretrained(folder)
     load_tokenizer(encoder.base).save_pretrained(folder)
-    _save_sentence_transformers(folder, encoder.base, encoder.width)
+    _save_sentence_transformers(folder, encoder)
 
 
-def _save_sentence_transformers(folder: Path, base: PretrainedModel, width: int) -> None:
+def _save_sentence_transformers(folder: Path, encoder: Encoder) -> None:
     """Write the files that sentence-transformers and text-embeddings-inference read, in their oldest form."""
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if base.normalize else [])]
+    base, width = encoder.base, encoder.width
+    kinds = ["Transformer", "Pooling", *(["Dense"] if encoder.standardizer else [])]
+    kinds += ["Normalize"] if base.normalize else []
+    paths = ["" if index == 0 else f"{index}_{kind}" for index, kind in enumerate(kinds)]
     modules = [
         {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for index, (path, kind) in enumerate(kinds)
+        for index, (path, kind) in enumerate(zip(paths, kinds, strict=True))
     ]
     flags = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}
     pooling = {"word_embedding_dimension": width} | {
         f"pooling_mode_{flag}": base.pooling == mode for mode, flag in flags.items()
     }
     settings = {"prompts": base.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    for path, _ in kinds[1:]:
-        (folder / path).mkdir()
+    for path, kind in zip(paths, kinds, strict=True):
+        if kind == "Dense" and encoder.standardizer:
+            encoder.standardizer.save(folder / path)
+        elif path:
+            (folder / path).mkdir()
     write_json(folder / "modules.json", modules)
     write_json(folder / "1_Pooling" / "config.json", pooling)
     write_json(folder / "config_sentence_transformers.json", settings)

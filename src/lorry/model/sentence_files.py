@@ -16,6 +16,8 @@ from lorry.errors import UserError
 
 POOLINGS = ("mean", "cls", "lasttoken")
 MODULES = {"Transformer", "Pooling", "Normalize"}
+STANDARDIZED = ("Transformer", "Pooling", "Dense")
+"""How the modules of a standardised model begin."""
 # Longer texts cost more than they gain; a higher limit must be asked for with --max_length.
 DEFAULT_MAX_LENGTH = 512
 # Names that models give the prompt of a product text.
@@ -32,6 +34,8 @@ class SentenceSettings:
     max_length: int
     """Maximum tokens per text."""
     lower_case: bool
+    standardizer: str = ""
+    """Folder, in that of the model, of the module that standardises embeddings; "" for none."""
 
 
 def read_sentence_files(folder: Path, name: str) -> SentenceSettings:
@@ -56,6 +60,7 @@ def read_sentence_files(folder: Path, name: str) -> SentenceSettings:
         prompts=_prompts(folder),
         max_length=_read_number(path, sentence, "max_seq_length") or _tokenizer_length(folder),
         lower_case=lower_case,
+        standardizer=next((module["path"] for module in modules if module["type"].endswith("Dense")), ""),
     )
 
 
@@ -116,12 +121,29 @@ def _modules(folder: Path, name: str) -> list[dict[str, str]]:
         if "\0" in module["path"] or not (folder / module["path"]).resolve().is_relative_to(folder.resolve()):
             _refuse(path, f"path of module {number}", module["path"], "a folder inside the model's")
         library, _, kind = module["type"].rpartition(".")
+        if kind == "Dense" and _standardizes(folder, modules, number):
+            continue
         if library.split(".")[0] != "sentence_transformers" or kind not in MODULES:
             raise UserError(
                 f"{name} has a {module['type']} module",
                 "Choose a model of sentence-transformers' own Transformer, Pooling and Normalize modules.",
             )
     return modules
+
+
+def _standardizes(folder: Path, modules: list[dict[str, str]], number: int) -> bool:
+    """Tell whether a module Dense is one that standardises: square, linear, and next to the pooling."""
+    kinds = tuple(str(module.get("type", "")).rpartition(".")[2] for module in modules[: number + 1])
+    place = folder / modules[number]["path"]
+    settings = read_object(place / "config.json")
+    return (
+        kinds == STANDARDIZED
+        and (place / "model.safetensors").is_file()
+        and settings.get("in_features") == settings.get("out_features")
+        and settings.get("bias") is True
+        and str(settings.get("activation_function")).endswith(".Identity")
+        and not settings.get("use_residual")
+    )
 
 
 def _pooling(folder: Path, modules: list[dict[str, str]], name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lorry.config import TrainConfig
-from lorry.evaluation.held_out import catalogue_of
+from lorry.evaluation.held_out import catalogue_of, standardizing_rows
 from lorry.evaluation.validation_sample import sample_validation
 from lorry.instances import INSTANCES, Instance
 from lorry.logs import duration
@@ -120,6 +120,9 @@ def count_evaluation(setup: TrainingSetup) -> Tokens:
         lengths = sample.texts.lengths[: sample.texts.queries if config.train_side == "query" else None]
         points = min(config.evals_per_epoch, setup.sampler.steps_per_epoch) - 1  # the last is that of all pairs
         counted += Tokens(int(lengths.sum()), int((lengths**2).sum())) * (points * config.epochs)
+    if config.standardize != "none":
+        lengths = setup.texts["train"].lengths_of(standardizing_rows(setup))
+        counted += Tokens(int(lengths.sum()), int((lengths**2).sum()))
     return counted
 
 

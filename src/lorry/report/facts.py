@@ -58,6 +58,7 @@ class ReportFacts:
         interpolation: Share of the trained update that the merged model has; 0 for the weights of the base model.
         used: Pairs of each split that were used as that: less than were kept, where some were held out or excluded.
         fingerprints: sha256 of the pairs of each split, and of the base model.
+        standardized: Whether the merged model standardises its embeddings.
     """
 
     metrics: Mapping[str, Any]
@@ -74,3 +75,4 @@ class ReportFacts:
     interpolation: float = 1.0
     used: Mapping[str, int] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    standardized: bool = False

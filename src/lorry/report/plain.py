@@ -37,7 +37,7 @@ def plain_words(facts: ReportFacts, kind: str, split: str, *, comparable: bool) 
     if not comparable:
         answer = "Whether customers would see better results cannot be told."
         rests_on = "Hardly any of the queries has products of different grades, so that every order is as good."
-    if facts.interpolation == 0:
+    if facts.interpolation == 0 and not facts.standardized:
         answer, rests_on = "Customers will see no difference.", "The model is the base model, unchanged."
     if refused:
         but = " It is better than the base model, but not by enough." if kind == "better" else ""

@@ -19,8 +19,8 @@ from lorry.evaluation.held_out import ModelScores
 from lorry.evaluation.intervals import Change, compare
 from lorry.evaluation.metrics import evaluate, rankable_queries, undefined
 from lorry.evaluation.outcomes import outcomes
-from lorry.evaluation.scoring import SplitScores, baselines
-from lorry.evaluation.search import bm25_search, compare_searches, heard
+from lorry.evaluation.scoring import SplitScores, baselines, official_scorer_gain
+from lorry.evaluation.search import bm25_search, compare_searches
 from lorry.evaluation.slices import slices
 from lorry.evaluation.threshold import fit_calibration, measure_calibration
 from lorry.report.changes import query_changes
@@ -28,6 +28,7 @@ from lorry.report.facts import ReportFacts
 from lorry.report.provenance import environment
 from lorry.report.similarities import spread_by_label
 from lorry.report.verdict import verdict_split
+from lorry.signals import heard
 from lorry.training.loop import Progress
 from lorry.training.memory import peak_memory
 from lorry.training.progress import TrainingLog
@@ -64,12 +65,20 @@ def gather_facts(
     splits, seed = {name: setup.splits[name] for name in before.splits}, setup.config.seed
     base, tuned = before.splits, after.splits
     differences = {
-        name: compare(pairs.query, pairs.gain, pairs.relevant, base[name].scores, tuned[name].scores, seed=seed)
+        name: compare(
+            pairs.query,
+            pairs.gain,
+            pairs.relevant,
+            base[name].scores,
+            tuned[name].scores,
+            seed=seed,
+            official_gain=official_scorer_gain(pairs),
+        )
         for name, pairs in heard(splits.items(), stop)
     }
     metrics: dict[str, Any] = {
         "splits": {
-            name: _split_block(pairs, base[name], tuned[name], differences[name], seed)
+            name: _split_block(pairs, base[name], tuned[name], differences[name], seed, stop)
             | _threshold_block(splits, base, tuned, name)
             for name, pairs in heard(splits.items(), stop)
         },
@@ -98,11 +107,17 @@ def gather_facts(
         pooling=setup.base.pooling,
         interpolation=interpolation,
         used={name: len(pairs) for name, pairs in setup.splits.items()},
+        standardized=setup.encoder.standardizer is not None,
     )
 
 
 def _split_block(
-    pairs: Pairs, before: SplitScores, after: SplitScores, differences: Mapping[str, Change], seed: int
+    pairs: Pairs,
+    before: SplitScores,
+    after: SplitScores,
+    differences: Mapping[str, Change],
+    seed: int,
+    stop: threading.Event | None,
 ) -> dict[str, Any]:
     rankable = rankable_queries(pairs.query, pairs.gain)
     return {
@@ -118,7 +133,7 @@ def _split_block(
             for scorer, found in (("base", before), ("tuned", after))
         },
         "outcomes": outcomes(pairs.query, pairs.gain, pairs.relevant, before.scores, after.scores),
-        "slices": slices(pairs, before.scores, after.scores, seed=seed),
+        "slices": slices(pairs, before.scores, after.scores, seed=seed, stop=stop),
     }
 
 

@@ -65,7 +65,8 @@ def search_table(metrics: Mapping[str, Any], split: str) -> str:
     names = list(block["bm25"])
     width = max(map(len, SEARCHER_TITLES.values()))
     of = f" of {block['products_all']:,}" if block["products"] < block["products_all"] else ""
-    lines = [f"{split}, search among {block['products']:,}{of} products, {block['queries']:,} queries"]
+    about = f"{block['queries']:,} queries, {block['seconds']:.0f} s"
+    lines = [f"{split}, search among {block['products']:,}{of} products, {about}"]
     lines.append(" " * width + "".join(f"{name:>12}" for name in names))
     for searcher, title in SEARCHER_TITLES.items():
         lines.append(f"{title:<{width}}" + "".join(f"{block[searcher][name]:12.4f}" for name in names))

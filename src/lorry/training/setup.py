@@ -78,6 +78,8 @@ def prepare(config: TrainConfig, ranks: Ranks = ALONE) -> TrainingSetup:
             f"{config.pretrained_model} is a model of queries alone: products have another, in its {DOCUMENT_MODEL}/",
             "Give a model of both as --pretrained_model, such as the one that it was trained from.",
         )
+    if base.standardizer and config.standardize != "none":
+        raise UserError(f"{config.pretrained_model} is standardised already", "Leave out --standardize.")
     attention = "packed" if base.architecture.packs else f"padded ({base.model_type} models cannot be packed)"
     log.info("%s", describe(accelerator.device, precision, attention, ranks.local_size))
     splits = ranks.once_a_host(lambda: read_splits(config), "reading the pairs")
