@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from lorry.evaluation.catalogue import Catalogue
-from lorry.evaluation.gate import RequirementError, read_requirements, unmet
+from lorry.evaluation.gate import RequirementError, missed
 from lorry.evaluation.held_out import ModelScores, catalogue_of, fitted_standardizer, score_encoder, score_split
 from lorry.evaluation.scoring import SplitScores
 from lorry.evaluation.validation_sample import ValidationSample
@@ -102,9 +102,8 @@ def finish(
             facts = facts_of(after)
             write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints, share))
             write_model_card(folder, facts)
-            measured = {**facts.metrics["splits"], "probe": facts.metrics.get("probe", {})}
-            if missed := unmet(read_requirements(config.require), measured):
-                refused = RequirementError(missed, keep_aside(folder, output / REFUSED_MODEL, "\n".join(missed)))
+            if phrases := missed(config.require, facts.metrics):
+                refused = RequirementError(phrases, keep_aside(folder, output / REFUSED_MODEL, "\n".join(phrases)))
                 raise refused
     except RequirementError:
         pass  # the results are written all the same

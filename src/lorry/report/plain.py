@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lorry.evaluation.gate import read_requirements, unmet
+from lorry.evaluation.gate import missed
 from lorry.report.facts import ReportFacts
 
 _ANSWERS = {
@@ -30,7 +30,7 @@ def plain_words(facts: ReportFacts, kind: str, split: str, *, comparable: bool) 
         split: What it is about.
         comparable: Whether the labels of the split can tell the models apart.
     """
-    refused = unmet(read_requirements(facts.config["require"]), facts.metrics["splits"])
+    refused = missed(facts.config["require"], facts.metrics)
     answer, evidence = _ANSWERS[kind]
     block = facts.metrics["splits"][split]
     rests_on = " ".join([_counted(facts, block, split), *_first_place(block, kind), evidence])

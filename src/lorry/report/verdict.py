@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lorry.evaluation.gate import read_requirements, unmet
+from lorry.evaluation.gate import missed
 from lorry.evaluation.intervals import Change
 from lorry.report.facts import METRIC_TITLES, ReportFacts
 from lorry.report.plain import plain_words
@@ -142,8 +142,7 @@ def _against(kind: str, differences: Mapping[str, Change]) -> list[str]:
 
 def _refused(facts: ReportFacts) -> list[str]:
     """Say what was required and not reached."""
-    missed = unmet(read_requirements(facts.config["require"]), facts.metrics["splits"])
-    return [f"Required, and not reached: {phrase}." for phrase in missed]
+    return [f"Required, and not reached: {phrase}." for phrase in missed(facts.config["require"], facts.metrics)]
 
 
 def _overlap(facts: ReportFacts, split: str) -> list[str]:
