@@ -15,6 +15,8 @@ def test_a_long_run_draws_a_chart_of_bounded_size():
     noisy = np.random.default_rng(0).random(20_000).tolist()
     log = [{"step": step, "loss": loss} for step, loss in enumerate(noisy)]
     assert len(charts.loss_curve(log)) < 40_000
+    points = [{"step": step, "roc_auc": value} for step, value in enumerate(noisy)]
+    assert len(charts.metric_curve(points, {"roc_auc": "ROC-AUC"})) < 40_000
 
 
 def test_rare_labels_are_left_out():

@@ -29,7 +29,10 @@ def loss_curve(log: Sequence[Mapping[str, Any]]) -> str:
         marker = "o" if len(train_step) < 20 else ""
         axes.plot(*_thinned(train_step, train_loss), color=TUNED, lw=1.4, marker=marker, ms=3, label="training")
         if len(eval_step):
-            axes.plot(eval_step, eval_loss, color=BASE, lw=1.4, ls="--", marker="o", ms=4, label="validation")
+            marker = "o" if len(eval_step) < 30 else ""
+            axes.plot(
+                *_thinned(eval_step, eval_loss), color=BASE, lw=1.4, ls="--", marker=marker, ms=4, label="validation"
+            )
         axes.legend()
         axes.set(xlabel="step", ylabel="loss")
 
@@ -57,7 +60,9 @@ def metric_curve(log: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> 
         styles = zip(("-", "--", ":"), (TUNED, BASE, INK), strict=True)
         for (title, (step, value)), (dashes, colour) in zip(curves.items(), styles, strict=False):
             marker = "o" if len(step) < 30 else ""
-            axes.plot(step, value - value[0], color=colour, ls=dashes, lw=1.4, marker=marker, ms=3, label=title)
+            axes.plot(
+                *_thinned(step, value - value[0]), color=colour, ls=dashes, lw=1.4, marker=marker, ms=3, label=title
+            )
         axes.legend()
         axes.set(xlabel="step", ylabel="change")
 
