@@ -14,7 +14,7 @@ import pytest
 from report_facts import make_facts, with_evidence
 
 from lorry.report.page import write_report
-from lorry.report.side_by_side import _comparison
+from lorry.report.side_by_side import comparison_page
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +83,7 @@ def write_page(folder, kind):
         config = {**facts.config, "pretrained_model": EVIL}
         write_report(page, with_evidence(EVIL, config=config, command=EVIL))
     else:
-        page.write_text(_comparison({EVIL: facts, "other": make_facts()}), "utf-8")
+        page.write_text(comparison_page({EVIL: facts, "other": make_facts()}), "utf-8")
     return page
 
 

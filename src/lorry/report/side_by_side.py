@@ -39,7 +39,7 @@ def report(folders: Sequence[str], output: str = "") -> Path:
     if len(folders) == 1:
         write_report(path, facts[0])
     else:
-        write_text(path, _comparison(dict(zip(_names(folders), facts, strict=True))))
+        write_text(path, comparison_page(dict(zip(_names(folders), facts, strict=True))))
     return path
 
 
@@ -63,7 +63,8 @@ def _names(folders: Sequence[str]) -> list[str]:
     raise UserError("a run is given twice", "Give different folders.")
 
 
-def _comparison(runs: Mapping[str, ReportFacts]) -> str:
+def comparison_page(runs: Mapping[str, ReportFacts]) -> str:
+    """Return the page, as HTML, that compares runs; these by the names to show."""
     splits = {name: verdict_split(facts.metrics) for name, facts in runs.items()}
     blocks = {name: facts.metrics["splits"][splits[name]] for name, facts in runs.items()}
     metrics = {
