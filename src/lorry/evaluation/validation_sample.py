@@ -19,9 +19,9 @@ from lorry.training.selection import CRITERION
 from lorry.training.setup import TrainingSetup
 
 FEWEST_QUERIES, MOST_QUERIES = 10, 200
-# Tokens of all points of an epoch, as a share of those that the epoch trains on. A token takes about a quarter of the
+# Tokens of all points of an epoch, as a share of those that the epoch trains on. A token takes about a third of the
 # time in encoding, so that the points take about 2 % of the training.
-SHARE_OF_TOKENS = 0.075
+SHARE_OF_TOKENS = 0.05
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def interval_chart(changes: Mapping[str, Change]) -> str:
         axes.set_ylim(len(changes) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("change, tuned minus base")
+        axes.locator_params(axis="x", nbins=5)
 
     said = "; ".join(
         f"{name} {found.change:+.3f}, {found.low:+.3f} to {found.high:+.3f}" for name, found in changes.items()
