@@ -19,6 +19,7 @@ from command import lorry
 from lorry.aws.submit import METRIC_DEFINITIONS
 from lorry.config import TrainConfig, as_dict
 from lorry.data import synthetic
+from lorry.names import OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 
 DATA = Path(os.environ.get("LORRY_DATA", Path(__file__).parents[1] / "../shared/data"))
 METRICS = (
@@ -85,7 +86,7 @@ def test_the_metrics_are_complete_and_in_range(run):
                 value = block[scorer][metric]
                 assert math.isfinite(value), (scorer, metric)
                 assert (-1 if metric == "spearman" else 0) <= value <= 1, (scorer, metric)
-    assert set(run.metrics["splits"]["test"]["change"]) == set(METRICS)
+    assert set(run.metrics["splits"]["test"]["change"]) == {*METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG}
     assert (run.metrics["splits"]["test"]["pairs"], run.metrics["splits"]["test"]["queries"]) == (120, 20)
     training = run.metrics["training"]
     for name in ("pairs", "tokens", "seconds", "pairs_per_second", "tokens_per_second", "peak_memory_bytes", "steps"):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from command import lorry, stopped_after
-from lorry import pipeline
+from lorry import finishing
 from lorry.outputs import OutputError
 from lorry.signals import StopRequestedError
 from test_pipeline import Run
@@ -189,7 +189,7 @@ def test_a_run_stopped_while_the_share_is_chosen_leaves_the_whole_update(options
         measure(0.25)
         raise StopRequestedError
 
-    monkeypatch.setattr(pipeline, "choose_share", stop)
+    monkeypatch.setattr(finishing, "choose_share", stop)
     model = tmp_path / "model"
     assert lorry("train", **options, model_dir=model, output_data_dir=tmp_path / "output").code == 0
     found, wanted = (load_file(folder / "model.safetensors") for folder in (model, whole.model))
@@ -247,7 +247,7 @@ def test_where_the_model_cannot_be_written_the_adapter_and_the_results_stay(
     def fail(*parts, **options):
         raise OutputError("no room for the model", "Free some.")
 
-    monkeypatch.setattr(pipeline, "export", fail)
+    monkeypatch.setattr(finishing, "export", fail)
     folders = {"model_dir": tmp_path / "model", "output_data_dir": tmp_path / "output"}
     with stopped_after(2) if stopped else nullcontext():
         ended = lorry("train", **options | {"lora_rank": rank, "lr": 1e-3}, **folders)
