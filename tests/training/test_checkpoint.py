@@ -126,9 +126,9 @@ def test_a_run_stopped_as_an_epoch_ends_evaluates_that_epoch_when_continued(runs
     assert_as_if_never_stopped(runs, "twice", whole)
 
 
-@pytest.mark.parametrize(("evaluation", "step"), [(1, STEPS // 2), *((count, STEPS) for count in range(2, 9))])
+@pytest.mark.parametrize(("evaluation", "step"), [(4, 4), (10, 10), *((count, STEPS) for count in range(20, 27))])
 def test_a_stop_during_an_evaluation_gives_it_up_and_keeps_what_was_trained(runs, whole, evaluation, step):
-    """One an epoch, then the base model's, then one for each share of the update, then the merged model's."""
+    """Nine of the sample and one of all an epoch, then the base model's, each share's, and the merged model's."""
     count = itertools.count(1)
 
     def embed_pairs(*arguments, **options):
