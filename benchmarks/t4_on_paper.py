@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import records
+from lorry.instances import INSTANCES
 from lorry.logs import duration
 from lorry.planning import cost
 from lorry.planning.cost import ModelCost, Tokens
 
 BATCH_SIZE = 96
-T4 = next(instance for instance in cost.INSTANCES if instance.gpu == "T4")
+T4 = next(instance for instance in INSTANCES if instance.gpu == "T4")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from command import lorry, stopped_after
 from test_pipeline import MODEL_FILES, Run
 
 HINT = "The model is kept in {}, model_dir is as it was."
-RESULTS = {"metrics.json", "report.html", "training.jsonl"}
+RESULTS = {"metrics.json", "report.html", "report.json", "training.jsonl"}
 
 
 def contents(folder):

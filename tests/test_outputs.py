@@ -479,6 +479,7 @@ MINE = {
         "{}", "[]", '{"splits": ["train"]}', '{"splits": {"train": {"num_examples": 3}}}', "a = 1", "[" * 200_000,
     ],
     "training.jsonl": ['{"query": "lamp", "product_title": "lamp", "label": 1}\n', "query\tlabel\n", "[]\n"],
+    "report.json": ["{}", "[]", '{"format": "A4"}', "a = 1"],
     "report.html": ["<h1>Sales in May</h1>", ""],
 }  # fmt: skip
 

@@ -76,7 +76,7 @@ def test_the_model_folder_holds_every_file_and_nothing_else_than_safetensors(run
 
 
 def test_the_metrics_are_complete_and_in_range(run):
-    assert set(run.metrics) == {"splits", "training"}
+    assert set(run.metrics) == {"splits", "training", "time", "cost"}
     assert set(run.metrics["splits"]) == {"validation", "test"}
     for block in run.metrics["splits"].values():
         assert isinstance(block["pairs"], int)

@@ -16,6 +16,7 @@ import scale
 import speed_tables
 import t4_on_paper
 from command import lorry
+from lorry.instances import INSTANCES
 from lorry.planning import cost
 from lorry.planning.plan import prices
 
@@ -101,7 +102,7 @@ def test_the_plan_is_what_the_code_prints():
     """Home Depot with the default; squares of lengths count for little there."""
     model = cost.ModelCost(frozen=10_616_832, adapters=663_552, attention=6 * 384, layers=6, width=384)
     steps, evaluation = [cost.Tokens(1_177_624 // 573, 0)] * 573, cost.Tokens(2_450_144, 0)
-    times = {instance: cost.seconds(instance, model, steps, evaluation) for instance in cost.INSTANCES}
+    times = {instance: cost.seconds(instance, model, steps, evaluation) for instance in INSTANCES}
     assert prices(times, 111.2e12, cost.assumptions(model)) in read("docs/benchmarks.md")
 
 

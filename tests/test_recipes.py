@@ -253,6 +253,6 @@ def test_where_the_model_cannot_be_written_the_adapter_and_the_results_stay(
         ended = lorry("train", **options | {"lora_rank": rank, "lr": 1e-3}, **folders)
     place = f" (the trained adapter is in {tmp_path / 'output' / 'adapter'})" if kept else ""
     assert (ended.code, ended.lines[-1]) == (1, f"error: no room for the model{place}. Free some.")
-    results = {"training.jsonl"} | (set() if stopped else {"metrics.json", "report.html"})
+    results = {"training.jsonl"} | (set() if stopped else {"metrics.json", "report.html", "report.json"})
     assert {path.name for path in (tmp_path / "output").iterdir()} == results | ({"adapter"} if kept else set())
     assert not (tmp_path / "model").exists()

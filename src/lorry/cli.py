@@ -3,6 +3,7 @@
 lorry train --train DIR [--validation DIR] [--test DIR] --model_dir OUT --output_data_dir OUT2 [--epochs 1 ...]
 lorry plan --train DIR [--validation DIR] [--test DIR] [--epochs 1 ...]
 lorry evaluate --model M [--model M2 ...] --data DIR --output metrics.json
+lorry report RUN [RUN2 ...] [--output FILE]
 lorry submit --image URI --role ARN --train s3://... --output s3://...
 lorry jobs status|logs|stop|fetch NAME
 """
@@ -111,6 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     add_options(evaluate, ProviderOptions)
     evaluate.set_defaults(call=_evaluate, options={*scored, *_names(ProviderOptions), "model", "data", "output"})
 
+    report = command("report", "make the page of a finished run again, or compare several runs side by side")
+    report.add_argument("run", nargs="+", metavar="RUN", help="output_data_dir of a finished run")
+    report.add_argument(
+        "--output",
+        default="",
+        help="HTML file to write (default: report.html in the folder of the run; for several, comparison.html here)",
+    )
+    report.set_defaults(call=_report, options={"output"})
+
     hyperparameters = set(_names(TrainConfig)) - set(CONTAINER_PATHS)
     submit = command("submit", "run the same job on Amazon SageMaker")
     add_options(submit.add_argument_group("the job"), JobOptions)
@@ -184,6 +194,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from lorry.evaluation.comparison import compare_models
 
     compare_models(arguments.model, arguments.data, Path(arguments.output), config, providers)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from lorry.report.side_by_side import report
+
+    log.info("report: %s", report(arguments.run, arguments.output))
 
 
 def _submit(arguments: argparse.Namespace) -> None:

@@ -86,7 +86,7 @@ class TrainConfig(PairOptions):
         "files): how much the model forgets of general similarity; empty: not measured",
     )
     model_dir: str = option("model", "folder for the merged model")
-    output_data_dir: str = option("output", "folder for metrics.json, report.html and training.jsonl")
+    output_data_dir: str = option("output", "folder for report.html, metrics.json, training.jsonl and report.json")
     checkpoint_dir: str = option("", "folder for checkpoints; a run that finds one there continues it; empty: none")
     pretrained_model: str = option("TaylorAI/gte-tiny", "base model: Hub id, folder, or bundled (all-MiniLM-L6-v2)")
     validation_fraction: float = option(
@@ -177,6 +177,12 @@ class TrainConfig(PairOptions):
         "CPU keeps the GPU waiting; no GPU has measured it yet",
     )
     seed: int = option(42, "seed of all random numbers", minimum=0, maximum=2**32 - 1)
+    evals_per_epoch: int = option(
+        10,
+        "points an epoch of the curves in the report, measured on a sample of the validation queries; 0: none",
+        minimum=0,
+        maximum=1000,
+    )
     log_every: int = option(10, "steps between log lines", minimum=1, maximum=10**9)
     processes: int = option(
         0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +19,10 @@ import numpy as np
 from torch import Tensor
 
 from lorry.evaluation.catalogue import Catalogue
-from lorry.evaluation.gate import RequirementError, read_requirements, unmet
+from lorry.evaluation.gate import RequirementError, missed
 from lorry.evaluation.held_out import ModelScores, catalogue_of, fitted_standardizer, score_encoder, score_split
 from lorry.evaluation.scoring import SplitScores
+from lorry.evaluation.validation_sample import ValidationSample
 from lorry.model.encoder import Encoder
 from lorry.model.merge import MergeProof, export
 from lorry.model.packing import TokenSequences
@@ -28,13 +30,16 @@ from lorry.model.pretrained import find_pretrained
 from lorry.model.saving import save_adapter
 from lorry.model_folder import keep_aside, staging
 from lorry.outputs import OutputError, write_json, writing
+from lorry.report.account import with_account
 from lorry.report.card import write_model_card, write_unfinished_card
 from lorry.report.facts import ReportFacts
 from lorry.report.page import write_report
 from lorry.report.provenance import provenance
 from lorry.report.results import gather_facts
+from lorry.report.stored import store_facts
 from lorry.report.tables import search_table, summary_table
 from lorry.report.verdict import verdict_of
+from lorry.run_info import RunInfo
 from lorry.training.loop import Progress
 from lorry.training.progress import TrainingLog
 from lorry.training.selection import choose_share
@@ -52,8 +57,9 @@ def finish(
     trained: dict[str, Tensor],
     training_log: TrainingLog,
     fingerprints: dict[str, str],
+    sample: ValidationSample | None,
     stop: threading.Event | None,
-    command: str,
+    about: RunInfo,
 ) -> None:
     """Choose the share of the update, merge, prove, evaluate, and put model and results in place.
 
@@ -62,52 +68,49 @@ def finish(
         RequirementError: The model is not as good as `require` says: it is kept with the results instead.
     """
     config, output = setup.config, Path(setup.config.output_data_dir)
-    catalogue = catalogue_of(setup)
-    base = Encoder(setup.base, setup.encoder.precision, setup.encoder.device)
-    before = score_encoder(setup, base, catalogue, stop)
-    del base  # not two models more than needed at a time
-    validation = before.splits["validation"]
-    training_log.begin_with(loss=validation.loss, metrics=validation.metrics)
-    share = _interpolate(setup, trained, validation, stop)
-    if config.standardize != "none":
-        setup.encoder.standardizer = fitted_standardizer(setup, stop)
+    with about.timing("evaluation"):
+        catalogue = catalogue_of(setup)
+        base = Encoder(setup.base, setup.encoder.precision, setup.encoder.device)
+        before = score_encoder(setup, base, catalogue, stop)
+        del base  # not two models more than needed at a time
+        validation = before.splits["validation"]
+        sampled = sample.of_all(validation.scores) if sample else {}
+        training_log.begin_with(loss=validation.loss, metrics=validation.metrics | sampled)
+        share = _interpolate(setup, trained, validation, stop)
+        if config.standardize != "none":
+            setup.encoder.standardizer = fitted_standardizer(setup, stop)
     if not setup.ranks.first:
         _help_finish(setup, catalogue, stop)
         return
 
     def facts_of(after: ModelScores) -> ReportFacts:
-        return gather_facts(setup, progress, training_log, before, after, command, share, catalogue, stop)
+        with about.timing("evaluation"):
+            facts = gather_facts(setup, progress, training_log, before, after, about.command, share, catalogue, stop)
+        return with_account(facts, about, progress, setup.ranks.hosts, fingerprints)
 
     failures: list[OutputError] = []
     refused: RequirementError | None = None
     after: ModelScores | None = None
     try:
         with staging(Path(config.model_dir)) as folder:
-            proof = export(folder, setup.encoder, _probe(setup), side=config.train_side, changed=share > 0)
+            with about.timing("merging"):
+                proof = export(folder, setup.encoder, _probe(setup), side=config.train_side, changed=share > 0)
             of = f"to base + adapter {proof.merged_to_adapter:.6f}, " if setup.encoder.adapted else ""
             log.info("merged: cosine %sto the base %.4f", of, proof.merged_to_base)
-            after = _score_merged(setup, folder, catalogue, stop)
+            with about.timing("evaluation"):
+                after = _score_merged(setup, folder, catalogue, stop)
             facts = facts_of(after)
             write_json(folder / "lorry.json", _provenance(setup, progress, proof, fingerprints, share))
             write_model_card(folder, facts)
-            measured = {**facts.metrics["splits"], "probe": facts.metrics.get("probe", {})}
-            if missed := unmet(read_requirements(config.require), measured):
-                refused = RequirementError(missed, keep_aside(folder, output / REFUSED_MODEL, "\n".join(missed)))
+            if phrases := missed(config.require, facts.metrics):
+                refused = RequirementError(phrases, keep_aside(folder, output / REFUSED_MODEL, "\n".join(phrases)))
                 raise refused
     except RequirementError:
         pass  # the results are written all the same
     except OutputError as error:
         failures.append(_rescue_adapter(setup, error))
         facts = facts_of(after or _score_merged(setup, None, catalogue, stop))
-    for write in (
-        lambda: write_json(output / "metrics.json", facts.metrics),
-        lambda: training_log.write(output / "training.jsonl"),
-        lambda: write_report(output, facts),
-    ):
-        try:
-            write()
-        except OutputError as error:
-            failures.append(error)
+    failures += _write_results(output, facts, training_log)
     _log_result(facts)
     _raise(failures)
     if refused:
@@ -115,6 +118,23 @@ def finish(
     log.info("model: %s", config.model_dir)
     log.info("report: %s", output / "report.html")
     log.info("%s", verdict_of(facts).line)
+
+
+def _write_results(output: Path, facts: ReportFacts, training_log: TrainingLog) -> list[OutputError]:
+    """Write all results; return the errors of those that could not be written."""
+    writes: tuple[Callable[[], None], ...] = (
+        lambda: write_json(output / "metrics.json", facts.metrics),
+        lambda: training_log.write(output / "training.jsonl"),
+        lambda: store_facts(output, facts),
+        lambda: write_report(output / "report.html", facts),
+    )
+    failures = []
+    for write in writes:
+        try:
+            write()
+        except OutputError as error:
+            failures.append(error)
+    return failures
 
 
 def _help_finish(setup: TrainingSetup, catalogue: Catalogue | None, stop: threading.Event | None) -> None:

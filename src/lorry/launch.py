@@ -20,12 +20,13 @@ from lorry.config import TrainConfig
 from lorry.distributed.hosts import Hosts
 from lorry.distributed.place import HOST_NAME, is_rank
 from lorry.errors import UserError
+from lorry.run_info import RunInfo
 from lorry.signals import Stop, StopRequestedError
 
 log = logging.getLogger("lorry")
 
-COMMAND = "LORRY_COMMAND"
-"""Variable that hands the command line, for the report, to the processes that are started."""
+COMMAND, INSTANCE = "LORRY_COMMAND", "LORRY_INSTANCE"
+"""Variables that hand command line and instance type, for the report, to the processes that are started."""
 
 
 def start(config: TrainConfig, stop: Stop, command: str, hosts: Hosts | None = None) -> None:
@@ -41,23 +42,24 @@ def start(config: TrainConfig, stop: Stop, command: str, hosts: Hosts | None = N
         UserError: Something that the user can fix.
     """
     hosts = hosts or Hosts()
+    about = RunInfo(command, hosts.instance)
     if is_rank(os.environ):
-        _run_as_rank(config, stop, command)
+        _run_as_rank(config, stop, about)
         return
     try:
-        with stop.immediately():
+        with stop.immediately(), about.timing("starting"):
             processes = config.processes or _gpus()
             if processes == 1 and not hosts.several:
                 _load()
         if processes > 1 or hosts.several:
-            _start_processes(config, stop, command, processes, hosts)
+            _start_processes(config, stop, about, processes, hosts)
             return
     except StopRequestedError:
         log.info("stopped before the run began; earlier checkpoints stay as they are")
         return
     from lorry.pipeline import run
 
-    run(config, stop, command)
+    run(config, stop, about)
 
 
 def _load() -> None:
@@ -69,17 +71,21 @@ def _load() -> None:
     atexit.register(gc.freeze)  # at exit, too, collecting what is left takes Python seconds
 
 
-def _run_as_rank(config: TrainConfig, stop: Stop, command: str) -> None:
+def _run_as_rank(config: TrainConfig, stop: Stop, about: RunInfo) -> None:
     """Take part in a run; its outcome, good or bad, is the same for all ranks."""
     if config.processes and HOST_NAME not in os.environ:
         raise UserError("torchrun has started the processes, and --processes asks for more", "Leave out --processes.")
     from lorry.distributed.joining import joined
 
+    about = dataclasses.replace(
+        about, command=os.environ.get(COMMAND, about.command), instance=os.environ.get(INSTANCE, about.instance)
+    )
     with joined(os.environ, stop) as ranks:
-        _load()
+        with about.timing("starting"):
+            _load()
         from lorry.pipeline import run
 
-        run(config, stop, os.environ.get(COMMAND, command), ranks)
+        run(config, stop, about, ranks)
 
 
 def _gpus() -> int:
@@ -90,11 +96,11 @@ def _gpus() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _start_processes(config: TrainConfig, stop: Stop, command: str, processes: int, hosts: Hosts) -> None:
+def _start_processes(config: TrainConfig, stop: Stop, about: RunInfo, processes: int, hosts: Hosts) -> None:
     from lorry.distributed.agent import start_processes
 
     gc.enable()
-    os.environ[COMMAND] = command
+    os.environ[COMMAND], os.environ[INSTANCE] = about.command, about.instance
     hosts = dataclasses.replace(hosts, wait=config.host_wait)
     # -P: a folder named lorry in the working directory is not this package
     start_processes([sys.executable, "-P", "-m", "lorry", "train", *_options(config)], processes, hosts, stop)

@@ -75,7 +75,12 @@ def check_results(folder: Path) -> None:
     Raises:
         UserError: There is a file of somebody else's under the name of one of ours.
     """
-    results = {"metrics.json": _are_metrics, "training.jsonl": _is_log, "report.html": _is_report}
+    results = {
+        "metrics.json": _are_metrics,
+        "training.jsonl": _is_log,
+        "report.html": _is_report,
+        "report.json": _is_stored,
+    }
     for name, is_ours in results.items():
         if (folder / name).exists() and not _holds(folder / name, is_ours):
             raise UserError(
@@ -87,6 +92,11 @@ def check_results(folder: Path) -> None:
 def holds_metrics(path: Path) -> bool:
     """Return whether a file holds metrics as Lorry writes them."""
     return _holds(path, _are_metrics)
+
+
+def holds_report(path: Path) -> bool:
+    """Return whether a file is a page as Lorry writes them."""
+    return _holds(path, _is_report)
 
 
 def _holds(path: Path, is_ours: Callable[[str], bool]) -> bool:
@@ -108,6 +118,10 @@ def _is_log(text: str) -> bool:
 
 def _is_report(text: str) -> bool:
     return "Lorry" in text
+
+
+def _is_stored(text: str) -> bool:
+    return bool({"format", "command", "fingerprints"} <= json.loads(text).keys())
 
 
 def check_writable(folder: Path, option: str) -> None:

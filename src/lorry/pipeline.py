@@ -16,9 +16,11 @@ from lorry.distributed.ranks import ALONE, Ranks
 from lorry.evaluation.gate import PROBE_METRICS, check_measurable, read_requirements
 from lorry.evaluation.held_out import score_split
 from lorry.evaluation.scoring import measurable
+from lorry.evaluation.validation_sample import ValidationSample, sample_validation
 from lorry.finishing import finish, leave_unfinished, trainable_weights
 from lorry.model_folder import check_model_dir, recover
 from lorry.outputs import check_apart, check_results, check_space, claimed
+from lorry.run_info import RunInfo
 from lorry.signals import Stop, StopRequestedError
 from lorry.training.checkpoint import KEPT, CheckpointStore
 from lorry.training.loop import Progress, fit
@@ -37,13 +39,15 @@ OF_A_HOST = {
 OTHER_FILES = 20_000_000  # bytes of tokenizer, report and the like, at most
 
 
-def run(config: TrainConfig, stop: threading.Event | None = None, command: str = "", ranks: Ranks = ALONE) -> None:
+def run(
+    config: TrainConfig, stop: threading.Event | None = None, about: RunInfo | None = None, ranks: Ranks = ALONE
+) -> None:
     """Train on `config.train` and leave a proved model in `config.model_dir`, a report in `config.output_data_dir`.
 
     Args:
         config: The hyperparameters.
         stop: When set, the current step is finished, a checkpoint written, and the run ends early.
-        command: The command line, for the report.
+        about: What the report says of the run beside its results.
         ranks: Those that share the run; all of them call this.
 
     Raises:
@@ -52,7 +56,7 @@ def run(config: TrainConfig, stop: threading.Event | None = None, command: str =
     with ExitStack() as claims:
         if ranks.first:
             _claim_folders(config, claims)
-        _run(config, stop, command, ranks)
+        _run(config, stop, about or RunInfo(), ranks)
         ranks.finish()
 
 
@@ -69,11 +73,11 @@ def _claim_folders(config: TrainConfig, claims: ExitStack) -> None:
         log.info("%s: put in place the finished model of a run that was killed", model_dir)
 
 
-def _run(config: TrainConfig, stop: threading.Event | None, command: str, ranks: Ranks) -> None:
+def _run(config: TrainConfig, stop: threading.Event | None, about: RunInfo, ranks: Ranks) -> None:
     """Do the work of `run`, in folders that are this run's alone."""
     prepared = None
     try:
-        with stop.immediately() if isinstance(stop, Stop) else nullcontext():
+        with about.timing("reading"), stop.immediately() if isinstance(stop, Stop) else nullcontext():
             prepared = _prepare(config, ranks)
     except StopRequestedError:
         pass
@@ -82,11 +86,12 @@ def _run(config: TrainConfig, stop: threading.Event | None, command: str, ranks:
         return
     setup, fingerprints = prepared
     training_log = TrainingLog(setup.sampler.steps)
-    progress = _train(setup, training_log, fingerprints, stop)
+    sample = sample_validation(setup)
+    progress = _train(setup, training_log, fingerprints, sample, stop)
     trained = trainable_weights(setup)
     try:
         if not progress.stopped:
-            finish(setup, progress, trained, training_log, fingerprints, stop, command)
+            finish(setup, progress, trained, training_log, fingerprints, sample, stop, about)
             return
     except StopRequestedError:  # while the finished model was being evaluated
         setup.encoder.interpolate(trained, 1.0)
@@ -133,7 +138,11 @@ def _without_choice(setup: TrainingSetup) -> TrainingSetup:
 
 
 def _train(
-    setup: TrainingSetup, training_log: TrainingLog, fingerprints: dict[str, str], stop: threading.Event | None
+    setup: TrainingSetup,
+    training_log: TrainingLog,
+    fingerprints: dict[str, str],
+    sample: ValidationSample | None,
+    stop: threading.Event | None,
 ) -> Progress:
     config, encoder = setup.config, setup.encoder
     store = None
@@ -149,13 +158,25 @@ def _train(
 
     def validate() -> tuple[float, dict[str, float]]:
         found = score_split(setup, encoder, "validation", stop)
-        return found.loss, found.metrics
+        return found.loss, found.metrics | (sample.of_all(found.scores) if sample else {})
+
+    def measure_sample() -> dict[str, float]:
+        return sample.measure(setup, encoder, stop) if sample else {}
 
     documents_TD = setup.documents.get("train")
     trainer = Trainer(
         encoder, setup.texts["train"], config, setup.accelerator, documents_TD=documents_TD, ranks=setup.ranks
     )
-    return fit(trainer, setup.splits["train"], setup.sampler, training_log, validate=validate, store=store, stop=stop)
+    return fit(
+        trainer,
+        setup.splits["train"],
+        setup.sampler,
+        training_log,
+        validate=validate,
+        sample=measure_sample if sample else None,
+        store=store,
+        stop=stop,
+    )
 
 
 def _space_needed(setup: TrainingSetup) -> dict[Path, int]:

@@ -19,6 +19,14 @@ def test_one_host_needs_no_port_and_no_interface(root):
     assert read_hosts(root) == Hosts(("algo-1",), "algo-1")
 
 
+def test_the_instance_type_is_known_where_sagemaker_says_it(root):
+    write_config(root, resourceconfig=TWO | {"current_instance_type": "ml.g4dn.xlarge"})
+    assert read_hosts(root).instance == "ml.g4dn.xlarge"
+    one = {"current_host": "algo-1", "hosts": ["algo-1"], "current_instance_type": "ml.g5.xlarge"}
+    write_config(root, resourceconfig=one)
+    assert read_hosts(root).instance == "ml.g5.xlarge"
+
+
 def test_several_hosts_have_one_order_everywhere(root):
     write_config(root, resourceconfig=TWO)
     hosts = read_hosts(root)

@@ -23,7 +23,9 @@ def test_the_trainer_gets_config_and_command_and_an_old_failure_goes(root, start
     seen = {}
     (root / "output").mkdir()
     (root / "output" / "failure").write_text("old")
-    code = started(lambda config, stop, command: seen.update(config=config, command=command), "--label_map", "a=1, b=0")
+    code = started(
+        lambda config, stop, about: seen.update(config=config, command=about.command), "--label_map", "a=1, b=0"
+    )
     assert code == 0
     assert seen["config"].label_map == "a=1, b=0"
     assert seen["command"] == "train --label_map 'a=1, b=0'"

@@ -43,7 +43,8 @@ def test_a_job_as_sagemaker_starts_it(job, pairs):
     assert config["train"] == "/opt/ml/input/data/training"
     assert config["small_version"] is False
     assert config["checkpoint_dir"] == ""
-    assert {path.name for path in (job.output / "data").iterdir()} == {"metrics.json", "report.html", "training.jsonl"}
+    results = {"metrics.json", "report.html", "report.json", "training.jsonl"}
+    assert {path.name for path in (job.output / "data").iterdir()} == results
     assert not (job.output / "failure").exists()
     assert (job.output / "success").exists()
     assert (job.model / "model.safetensors").stat().st_mode & 0o444 == 0o444, "whoever unpacks it may read it"

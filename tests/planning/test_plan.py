@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from command import lorry
 from lorry.hardware import choose_precision
+from lorry.instances import INSTANCES, PRICES_FROM
 from lorry.logs import duration
 from lorry.model import shared_embedding
 from lorry.model.embedding import embed_all
@@ -92,10 +93,10 @@ def test_the_plan_names_memory_time_here_and_a_price_for_every_instance(planned)
     assert 0.1 < number(r"memory +([\d.]+) GB", planned) < 100
     precision = choose_precision("auto", torch.device("cpu"))
     assert re.search(rf"time here +\d.*: training \d.*, evaluation \d.* \(CPU, 1 threads, {precision}\)", planned)
-    for instance in cost.INSTANCES:
+    for instance in INSTANCES:
         assert number(rf"{re.escape(instance.name)} .*\$([\d.]+)", planned) > 0
     assert "Lorry was not timed on these GPUs" in planned
-    assert cost.PRICES_FROM in planned
+    assert PRICES_FROM in planned
 
 
 @pytest.mark.parametrize("batch_size", [1000, 3])
@@ -142,7 +143,7 @@ def test_the_products_are_those_that_torch_counts(kind, tiny_model):
         assert expected == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
-T4 = next(each for each in cost.INSTANCES if each.gpu == "T4")
+T4 = next(each for each in INSTANCES if each.gpu == "T4")
 MODEL = cost.ModelCost(frozen=1_000_000, adapters=0, attention=0, layers=10, width=100)
 
 

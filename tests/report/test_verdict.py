@@ -1,7 +1,9 @@
 """Better, worse or unclear."""
 
+import dataclasses
+
 import pytest
-from report_facts import block, make_facts
+from report_facts import block, make_facts, overlapping, with_evidence
 
 from lorry.evaluation.intervals import Change
 from lorry.names import METRICS
@@ -69,6 +71,47 @@ def test_the_share_of_the_update_is_told_where_it_is_not_all():
     given = make_facts(interpolation=0.5, config={**config, "interpolation": 0.5})
     assert verdict_of(given).figures[-1] == "The merged model has 50% of the trained update: as interpolation says."
     assert not any("of the trained update" in figure for figure in verdict_of(make_facts()).figures)
+
+
+def shown_to_customers(kind, **changes):
+    found = {"better": BETTER, "worse": WORSE, "unclear": EQUAL}[kind]
+    facts = with_evidence()
+    return verdict_of(dataclasses.replace(facts, differences={"test": {"ndcg@10_rankable": found}}, **changes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "evidence"),
+    [
+        ("better", "Customers will see better results.", "Chance alone does not explain the difference."),
+        ("worse", "Customers would see worse results: keep the model", "Even so, the best product stands first in 61"),
+        ("unclear", "Whether customers would see better results cannot be told.", "to tell it from chance."),
+    ],
+)
+def test_the_answer_in_everyday_words_follows_the_verdict(kind, answer, evidence):
+    verdict = shown_to_customers(kind)
+    assert verdict.answer.startswith(answer)
+    assert evidence in verdict.plain
+    for jargon in ("nDCG", "split", "interval", "metric", "p 0"):
+        assert jargon not in verdict.answer + verdict.plain
+
+
+def test_a_refused_model_is_told_first():
+    config = {**make_facts().config, "require": "test:ndcg@10>=0.9"}
+    verdict = shown_to_customers("better", config=config)
+    assert verdict.answer == (
+        "The tuned model was not put in place: it is not as good as was required. "
+        "It is better than the base model, but not by enough."
+    )
+    assert verdict.caveats[0].startswith("Required, and not reached: ")
+    met = shown_to_customers("better", config={**config, "require": "test:ndcg@10>=0.7"})
+    assert met.answer == "Customers will see better results."
+
+
+def test_the_answer_in_everyday_words_claims_nothing_that_was_not_measured():
+    assert shown_to_customers("unclear", interpolation=0.0).answer == "Customers will see no difference."
+    nothing = verdict_of(make_facts(differences={}))
+    assert nothing.answer == "Whether customers would see better results cannot be told."
+    assert "nobody trained on" not in verdict_of(overlapping()).plain
 
 
 def test_the_figures_show_values_change_and_interval():

@@ -107,3 +107,21 @@ def test_time_left_and_speed_count_from_where_a_continued_run_began(said, monkey
             training_log.step(30)
         training_log.train(15, 0.75, loss=1.0, lr=0.1)
     assert "pairs_per_second=15.0; seconds_left=10;" in said.getvalue()
+
+
+def test_what_training_should_take_is_told_once_and_without_the_pauses(said, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    training_log = TrainingLog(100)
+    with training_log.running(0):
+        for step in range(1, 31):
+            now[0] += 5 if step == 1 else 2  # the first step takes longer
+            training_log.step(30)
+            if step == 15:
+                now[0] += 40  # an evaluation
+                training_log.pause(40)
+            if step % 10 == 0:
+                training_log.train(step, step / 100, loss=1.0, lr=0.1)
+    expected = [line.get("expected_seconds") for line in training_log.lines]
+    assert expected == [None, 203.0, None]
+    assert training_log.lines[-1]["pairs_per_second"] == pytest.approx(30 * 30 / 63, abs=0.1)

@@ -36,6 +36,10 @@ METRIC_DEFINITIONS: list[dict[str, str]] = [
         for scorer in ("base", "tuned")
         for metric in METRICS
     ),
+    *(
+        {"Name": f"validation:sample_{metric}", "Regex": f"validation:sample_{metric}={_NUMBER};"}
+        for metric in ("ndcg@10_rankable", "pair_accuracy", "roc_auc")
+    ),
 ]
 """What SageMaker reads from the log lines; it allows 40. The same as `examples/metric_definitions.json`."""
 

@@ -36,10 +36,12 @@ def read_hosts(root: Path) -> Hosts:
             f"resourceconfig.json: the current host {name} is not among the hosts {', '.join(map(str, names))}",
             "Write the same name in both.",
         )
+    instance = str(resources.get("current_instance_type") or "")
     if len(names) == 1:
-        return Hosts((name,), name)
+        return Hosts((name,), name, instance=instance)
     _check_channels(read_config(root, "inputdataconfig.json"))
-    return Hosts(tuple(sorted(map(str, names))), name, str(resources.get("network_interface_name") or ""), PORT)
+    interface = str(resources.get("network_interface_name") or "")
+    return Hosts(tuple(sorted(map(str, names))), name, interface, PORT, instance)
 
 
 def _check_channels(declared: Mapping[str, Any]) -> None:

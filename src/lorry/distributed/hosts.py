@@ -16,6 +16,8 @@ class Hosts:
     """Network interface by which they reach each other; empty: the libraries choose."""
     port: int = 0
     """Of the store on the first host; 0: any that is free, where there is one host."""
+    instance: str = ""
+    """SageMaker instance type of each; empty where it is not known."""
     wait: float = 300.0
     """Seconds for which they wait for each other at the start."""
 

@@ -112,6 +112,12 @@ def unmet(requirements: Sequence[Requirement], splits: Mapping[str, Mapping[str,
     return [phrase for phrase in phrases if phrase]
 
 
+def missed(require: str, metrics: Mapping[str, Any]) -> list[str]:
+    """Return what `unmet` says of a run, whose `metrics` are the content of metrics.json."""
+    probe = {"probe": metrics["probe"]} if "probe" in metrics else {}
+    return unmet(read_requirements(require), {**metrics["splits"], **probe})
+
+
 def _read(part: str) -> Requirement:
     name, sign, bound = (piece.strip() for piece in part.partition(">="))
     if not (name and sign and bound):

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from lorry.instances import PRICES_FROM, Instance
+
 STARTUP_MINUTES = 5.0
 # Shares of the data sheet's figures that kernels are taken to reach: no GPU was timed. A T4 slows down under load, to
 # keep to 70 W (Jia et al. 2019, https://arxiv.org/abs/1903.07486), and the matrices of small encoders are narrow.
@@ -27,34 +29,6 @@ ENCODING_BYTES = 52
 STEP_MILLISECONDS = 3.0
 LAYER_MILLISECONDS = 2.7
 NETWORK = 5e9 / 8  # bytes/s between hosts: the 5 Gbit/s that the smallest of these instances always have
-
-
-@dataclass(frozen=True)
-class Instance:
-    """A SageMaker instance with one GPU."""
-
-    name: str
-    gpu: str
-    precision: str
-    """What `--precision auto` takes there."""
-    peak: float
-    """FLOP/s of dense matrix products in that precision."""
-    bandwidth: float
-    """Bytes/s of the GPU's memory."""
-    price: float
-    """US dollars an hour."""
-
-
-# Peaks and bandwidths are NVIDIA's, peaks dense (data sheets also print twice as much, with sparsity): T4 65; A10G 70,
-# less than the A10's 125; L4 121. Prices are second-hand, from public repositories that recorded AWS's Price List API:
-# g5 and g6 hosting in us-east-1 (30 July 2026), g4dn notebooks in us-west-2 (September 2026), where g5 and g6 cost the
-# same. Training is taken to cost what these do.
-PRICES_FROM = "July 2026"
-INSTANCES = (
-    Instance("ml.g4dn.xlarge", "T4", "fp16", 65e12, 320e9, 0.7364),
-    Instance("ml.g5.xlarge", "A10G", "bf16", 70e12, 600e9, 1.408),
-    Instance("ml.g6.xlarge", "L4", "bf16", 121e12, 300e9, 1.1267),
-)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import torch
 
 from lorry.config import TrainConfig
 from lorry.evaluation.held_out import catalogue_of, standardizing_rows
+from lorry.evaluation.validation_sample import sample_validation
+from lorry.instances import INSTANCES, Instance
 from lorry.logs import duration
 from lorry.model.embedding import embed_all
 from lorry.model.encoder import Encoder
@@ -60,9 +62,9 @@ def plan(config: TrainConfig, instances: int = 1) -> str:
         "time here": f"{duration(sum(seconds))}: training {duration(seconds[0])}, evaluation {duration(seconds[1])} "
         f"({facts['device']}, {facts['precision']})",
     }
-    times = {instance: cost.seconds(instance, model, per_step, evaluation, instances) for instance in cost.INSTANCES}
+    times = {instance: cost.seconds(instance, model, per_step, evaluation, instances) for instance in INSTANCES}
     assumed = cost.assumptions(model, instances)
-    for instance in cost.INSTANCES:
+    for instance in INSTANCES:
         if instances == 1 and instance.gpu == facts["device"].split()[-1]:
             times[instance] = sum(seconds)
             assumed.append(f"but the time on the {instance.gpu} is what was seen here")
@@ -93,8 +95,8 @@ def count_evaluation(setup: TrainingSetup) -> Tokens:
     """Return what a run encodes in addition to its steps.
 
     That is validation and test with the base model and with the merged one; validation after every epoch, and with
-    every share of the update to choose from; the training texts where negatives are mined; and the training products
-    that the base model and the merged one search through.
+    every share of the update to choose from; a sample of validation within every epoch; the training texts where
+    negatives are mined; and the training products that the base model and the merged one search through.
     """
     config = setup.config
     shares = len(SHARES) if config.interpolation is None else 0
@@ -114,13 +116,17 @@ def count_evaluation(setup: TrainingSetup) -> Tokens:
         texts, rows = setup.texts["train"], catalogue.rows["train"]
         lengths = texts.lengths_of(rows[rows >= 0] + texts.queries)
         counted += Tokens(int(lengths.sum()), int((lengths**2).sum())) * 2
+    if sample := sample_validation(setup):
+        lengths = sample.texts.lengths[: sample.texts.queries if config.train_side == "query" else None]
+        points = min(config.evals_per_epoch, setup.sampler.steps_per_epoch) - 1  # the last is that of all pairs
+        counted += Tokens(int(lengths.sum()), int((lengths**2).sum())) * (points * config.epochs)
     if config.standardize != "none":
         lengths = setup.texts["train"].lengths_of(standardizing_rows(setup))
         counted += Tokens(int(lengths.sum()), int((lengths**2).sum()))
     return counted
 
 
-def prices(times: Mapping[cost.Instance, float], flop: float, assumed: Sequence[str], instances: int = 1) -> str:
+def prices(times: Mapping[Instance, float], flop: float, assumed: Sequence[str], instances: int = 1) -> str:
     """Return the table of instances for a job of `flop` operations that takes so many seconds, and what it assumes."""
     many = f"{instances} x " if instances > 1 else ""
     rows = [("instance", "GPU", "time", "share of peak", "cost")]

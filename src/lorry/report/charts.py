@@ -1,51 +1,19 @@
-"""The report's charts as inline SVG.
-
-Colours are CSS variables of the page, so that one chart works in light and dark mode, and text stays text. matplotlib
-is used without pyplot: no global state, no display.
-"""
+"""The charts of training: loss and metrics over the steps, and the similarities that it leaves."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from lorry.report.drawing import BASE, INK, LINE, PAPER, TUNED, svg
+from lorry.report.similarities import LabelSpread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# matplotlib draws in placeholder colours; the page gets the CSS colours.
-_COLOURS = {
-    "#010101": "currentColor",
-    "#020202": "var(--line)",
-    "#030303": "var(--base)",
-    "#040404": "var(--tuned)",
-    "#050505": "var(--paper)",
-}
-_INK, _LINE, _BASE, _TUNED, _PAPER = _COLOURS
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a label may hold a dollar sign
-    "font.size": 9,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.5,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
 _MAX_POINTS = 500
 
 
@@ -56,16 +24,19 @@ def loss_curve(log: Sequence[Mapping[str, Any]]) -> str:
     if not len(train_step) and not len(eval_step):
         return ""
 
-    def draw(figure: Figure) -> None:
+    def draw_losses(figure: Figure) -> None:
         axes = figure.add_subplot()
         marker = "o" if len(train_step) < 20 else ""
-        axes.plot(*_thinned(train_step, train_loss), color=_TUNED, lw=1.4, marker=marker, ms=3, label="training")
+        axes.plot(*_thinned(train_step, train_loss), color=TUNED, lw=1.4, marker=marker, ms=3, label="training")
         if len(eval_step):
-            axes.plot(eval_step, eval_loss, color=_BASE, lw=1.4, ls="--", marker="o", ms=4, label="evaluation")
+            marker = "o" if len(eval_step) < 30 else ""
+            axes.plot(
+                *_thinned(eval_step, eval_loss), color=BASE, lw=1.4, ls="--", marker=marker, ms=4, label="validation"
+            )
         axes.legend()
         axes.set(xlabel="step", ylabel="loss")
 
-    return _svg(draw, height=2.7)
+    return svg(draw_losses, 2.7, "Loss of training and validation over the steps")
 
 
 def metric_curve(log: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
@@ -79,54 +50,56 @@ def metric_curve(log: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> 
     curves = {title: curve for title, curve in curves.items() if len(curve[0]) > 1}
     if not curves:
         return ""
+    epochs = [line["step"] for line in log if "eval_loss" in line and line["step"]]
 
-    def draw(figure: Figure) -> None:
+    def draw_metrics(figure: Figure) -> None:
         axes = figure.add_subplot()
-        axes.axhline(0, color=_INK, lw=0.8)
-        styles = zip(("-", "--", ":"), (_TUNED, _BASE, _INK), strict=True)
+        axes.axhline(0, color=INK, lw=0.8)
+        for step in epochs[:-1] if len(epochs) <= 20 else ():
+            axes.axvline(step, color=LINE, lw=1.2)
+        styles = zip(("-", "--", ":"), (TUNED, BASE, INK), strict=True)
         for (title, (step, value)), (dashes, colour) in zip(curves.items(), styles, strict=False):
-            axes.plot(step, value - value[0], color=colour, ls=dashes, lw=1.4, marker="o", ms=4, label=title)
+            marker = "o" if len(step) < 30 else ""
+            axes.plot(
+                *_thinned(step, value - value[0]), color=colour, ls=dashes, lw=1.4, marker=marker, ms=3, label=title
+            )
         axes.legend()
         axes.set(xlabel="step", ylabel="change")
 
-    return _svg(draw, height=2.7)
+    last = ", ".join(f"{title} {value[-1] - value[0]:+.3f}" for title, (_, value) in curves.items())
+    return svg(draw_metrics, 2.7, f"Change of metrics over the steps; at the end {last}")
 
 
-def similarity_by_label(label_names: Sequence[str], label: np.ndarray, base: np.ndarray, tuned: np.ndarray) -> str:
-    """Return the spread of the cosine similarities for each label, under both models.
+def similarity_by_label(spreads: Sequence[LabelSpread]) -> str:
+    """Return the spread of the cosine similarities for each label, under both models; "" without labels.
 
     A thin line runs from the 5th to the 95th percentile, a thick one from the 25th to the 75th, the dot is the median.
-    Labels with fewer than 0.5% of the pairs are left out.
-
-    Args:
-        label_names: Names of the labels, best first.
-        label: Index into `label_names` of each pair, [N].
-        base: Similarity under the base model, [N].
-        tuned: Similarity under the tuned model, [N].
     """
-    pairs = np.bincount(label, minlength=len(label_names))
-    shown = np.flatnonzero((pairs > 0) & (pairs >= len(label) / 200)).tolist()
+    if not spreads:
+        return ""
 
-    def draw(figure: Figure) -> None:
+    def draw_similarities(figure: Figure) -> None:
         axes = figure.add_subplot()
-        for row, index in enumerate(shown):
-            for score, colour, shift in ((base, _BASE, -0.16), (tuned, _TUNED, 0.16)):
-                _spread(axes, score[label == index], row + shift, colour)
-        axes.set_yticks(range(len(shown)), [f"{_short(label_names[index])}  ({pairs[index]:,})" for index in shown])
-        axes.set_ylim(len(shown) - 0.5, -0.5)
+        for row, spread in enumerate(spreads):
+            for percentiles, colour, shift in ((spread.base, BASE, -0.16), (spread.tuned, TUNED, 0.16)):
+                _spread(axes, percentiles, row + shift, colour)
+        axes.set_yticks(range(len(spreads)), [f"{_short(spread.label)}  ({spread.pairs:,})" for spread in spreads])
+        axes.set_ylim(len(spreads) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("cosine similarity of query and product")
-        handles = [axes.plot([], [], color=colour, lw=5)[0] for colour in (_BASE, _TUNED)]
+        handles = [axes.plot([], [], color=colour, lw=5)[0] for colour in (BASE, TUNED)]
         figure.legend(handles, ["base", "tuned"], loc="outside upper right", ncols=2)
 
-    return _svg(draw, height=1.1 + 0.36 * len(shown))
+    medians = ", ".join(f"{spread.label} {spread.base[2]:.2f} and {spread.tuned[2]:.2f}" for spread in spreads)
+    label = f"Similarity by label; medians under base and tuned model: {medians}"
+    return svg(draw_similarities, 1.1 + 0.36 * len(spreads), label)
 
 
-def _spread(axes: Axes, score: np.ndarray, height: float, colour: str) -> None:
-    low, lower, median, upper, high = np.percentile(score, (5, 25, 50, 75, 95))
+def _spread(axes: Axes, percentiles: Sequence[float], height: float, colour: str) -> None:
+    low, lower, median, upper, high = percentiles
     axes.plot([low, high], [height, height], color=colour, lw=1, solid_capstyle="butt")
     axes.plot([lower, upper], [height, height], color=colour, lw=5, solid_capstyle="butt")
-    axes.plot([median], [height], color=colour, marker="o", ms=6, mec=_PAPER, mew=1)
+    axes.plot([median], [height], color=colour, marker="o", ms=6, mec=PAPER, mew=1)
 
 
 def _series(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -149,29 +122,3 @@ def _thinned(step: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _short(name: str) -> str:
     return name if len(name) <= 24 else name[:23] + "…"
-
-
-def _svg(draw: Callable[[Figure], None], height: float) -> str:
-    """Return what `draw` puts on a figure of 4.6 by `height` inches, as an element to place in the page."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    salt = draw.__qualname__  # ids of clip paths must differ between the charts of a page
-    out = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # glyphs missing from matplotlib's font: the browser has them
-        figure = Figure(figsize=(4.6, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure)
-        figure.savefig(
-            out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r' id="[^"]*_\d+"', "", svg)  # names like axes_1, the same in every chart
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    for placeholder, colour in _COLOURS.items():
-        svg = svg.replace(placeholder, colour)
-    return svg.strip()

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from lorry.data.health import Health
 from lorry.evaluation.intervals import Change
 from lorry.names import OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
 from lorry.report.changes import QueryChange
+from lorry.report.similarities import LabelSpread
 
 METRIC_TITLES = {
     "ndcg@10": "nDCG@10",
@@ -40,23 +39,6 @@ SEARCHER_TITLES = {
 
 
 @dataclass(frozen=True)
-class ScoresByLabel:
-    """Similarities of a split's pairs under both models, with the label of each pair.
-
-    Args:
-        label_names: Names of the labels, best first.
-        label: Index into `label_names` of each pair, [N].
-        base: Similarity under the base model, [N].
-        tuned: Similarity under the tuned model, [N].
-    """
-
-    label_names: Sequence[str]
-    label: np.ndarray
-    base: np.ndarray
-    tuned: np.ndarray
-
-
-@dataclass(frozen=True)
 class ReportFacts:
     """Everything that the report and the model card say.
 
@@ -69,11 +51,13 @@ class ReportFacts:
             metrics).
         differences: Tuned - base with its interval, by split and metric (`intervals.compare`).
         undefined: Metrics that the labels of a split do not define (`metrics.undefined`).
-        scores: Similarities by label, for each split.
+        similarities: Spread of the similarities of each label, for each split.
         health: Rows read and rows left out, for each channel.
         changes: Queries whose ranking changed, in the order to show them.
         pooling: How the model pools token vectors: mean, cls or lasttoken.
         interpolation: Share of the trained update that the merged model has; 0 for the weights of the base model.
+        used: Pairs of each split that were used as that: less than were kept, where some were held out or excluded.
+        fingerprints: sha256 of the pairs of each split, and of the base model.
         standardized: Whether the merged model standardises its embeddings.
     """
 
@@ -84,9 +68,11 @@ class ReportFacts:
     log: Sequence[Mapping[str, Any]] = ()
     differences: Mapping[str, Mapping[str, Change]] = field(default_factory=dict)
     undefined: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    scores: Mapping[str, ScoresByLabel] = field(default_factory=dict)
+    similarities: Mapping[str, Sequence[LabelSpread]] = field(default_factory=dict)
     health: Mapping[str, Health] = field(default_factory=dict)
     changes: Sequence[QueryChange] = ()
     pooling: str = "mean"
     interpolation: float = 1.0
+    used: Mapping[str, int] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
     standardized: bool = False

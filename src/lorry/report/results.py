@@ -14,6 +14,7 @@ from lorry.config import as_dict
 from lorry.data.pairs import Pairs
 from lorry.evaluation.catalogue import Catalogue
 from lorry.evaluation.evidence import Evidence
+from lorry.evaluation.first_place import first_place
 from lorry.evaluation.held_out import ModelScores
 from lorry.evaluation.intervals import Change, compare
 from lorry.evaluation.metrics import evaluate, rankable_queries, undefined
@@ -23,8 +24,9 @@ from lorry.evaluation.search import bm25_search, compare_searches
 from lorry.evaluation.slices import slices
 from lorry.evaluation.threshold import fit_calibration, measure_calibration
 from lorry.report.changes import query_changes
-from lorry.report.facts import ReportFacts, ScoresByLabel
+from lorry.report.facts import ReportFacts
 from lorry.report.provenance import environment
+from lorry.report.similarities import spread_by_label
 from lorry.report.verdict import verdict_split
 from lorry.signals import heard
 from lorry.training.loop import Progress
@@ -96,14 +98,15 @@ def gather_facts(
         log=training_log.lines,
         differences=differences,
         undefined={name: undefined(pairs.query, pairs.gain, pairs.relevant) for name, pairs in splits.items()},
-        scores={
-            name: ScoresByLabel(pairs.label_names, pairs.label, base[name].scores, tuned[name].scores)
+        similarities={
+            name: spread_by_label(pairs.label_names, pairs.label, base[name].scores, tuned[name].scores)
             for name, pairs in splits.items()
         },
         health={name: pairs.health for name, pairs in setup.splits.items()},
         changes=query_changes(splits[shown], base[shown].scores, tuned[shown].scores),
         pooling=setup.base.pooling,
         interpolation=interpolation,
+        used={name: len(pairs) for name, pairs in setup.splits.items()},
         standardized=setup.encoder.standardizer is not None,
     )
 
@@ -125,6 +128,10 @@ def _split_block(
         "base": before.metrics,
         "tuned": after.metrics,
         "change": {name: asdict(difference) for name, difference in differences.items()},
+        "best_first": {
+            scorer: first_place(pairs.query, pairs.gain, found.scores)
+            for scorer, found in (("base", before), ("tuned", after))
+        },
         "outcomes": outcomes(pairs.query, pairs.gain, pairs.relevant, before.scores, after.scores),
         "slices": slices(pairs, before.scores, after.scores, seed=seed, stop=stop),
     }

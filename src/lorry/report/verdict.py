@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lorry.evaluation.gate import missed
 from lorry.evaluation.intervals import Change
 from lorry.report.facts import METRIC_TITLES, ReportFacts
+from lorry.report.plain import plain_words
 from lorry.report.rendering import signed
 
 DECIDES = "ndcg@10_rankable"
@@ -20,16 +22,22 @@ class Verdict:
 
     Args:
         kind: better, worse or unclear.
+        answer: The answer for readers who know no metric, in a sentence.
+        plain: What it rests on, for the same readers.
         headline: The answer in a sentence.
         line: The answer in one line for logs, with its figures.
         figures: The evidence, one sentence per metric.
+        deciding: That of the metric that decides, and what share of the update the model has.
         caveats: What limits the answer.
     """
 
     kind: str
+    answer: str
+    plain: str
     headline: str
     line: str
     figures: list[str]
+    deciding: list[str]
     caveats: list[str]
 
 
@@ -41,16 +49,24 @@ def verdict_of(facts: ReportFacts) -> Verdict:
     kind = _direction(differences.get(DECIDES))
     answer = {"better": "better", "worse": "worse", "unclear": "no clear difference"}[kind]
     caveats = [
+        *_refused(facts),
         *_against(kind, differences),
         *_overlap(facts, split),
         *_caveats(split, block, undefined),
         *_monitored(facts, split),
     ]
+    answer_in_words, plain = plain_words(facts, kind, split, comparable=DECIDES in differences)
     return Verdict(
         kind=kind,
+        answer=answer_in_words,
+        plain=plain,
         headline=_headline(facts, kind, split, differences),
         line=f"VERDICT: {answer}: {_evidence(split, block, differences)}",
         figures=[*(_figure(block, name, item) for name, item in differences.items()), *_share(facts)],
+        deciding=[
+            *(_figure(block, DECIDES, item) for name, item in differences.items() if name == DECIDES),
+            *_share(facts),
+        ],
         caveats=caveats,
     )
 
@@ -122,6 +138,11 @@ def _against(kind: str, differences: Mapping[str, Change]) -> list[str]:
     other = {"better": "worse", "worse": "better"}.get(kind)
     names = [METRIC_TITLES[name] for name, item in differences.items() if other and _direction(item) == other]
     return [f"But {', '.join(names)} {'is' if len(names) == 1 else 'are'} {other}."] if names else []
+
+
+def _refused(facts: ReportFacts) -> list[str]:
+    """Say what was required and not reached."""
+    return [f"Required, and not reached: {phrase}." for phrase in missed(facts.config["require"], facts.metrics)]
 
 
 def _overlap(facts: ReportFacts, split: str) -> list[str]:

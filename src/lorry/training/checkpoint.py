@@ -39,7 +39,7 @@ FILES = {"adapters.safetensors", "optimizer.safetensors", "kept.safetensors", "t
 NOT_COMPARED = {
     "train", "validation", "test", "pretrained_model", "model_dir", "output_data_dir", "checkpoint_dir",
     "eval_batch_size", "log_every", "checkpoint_every", "on_stop", "interpolation", "require", "processes", "host_wait",
-    "cuda_graphs",
+    "cuda_graphs", "evals_per_epoch",
 }  # fmt: skip
 
 

@@ -40,6 +40,8 @@ NEGATIVES = "mined negatives"  # in a checkpoint, beside the weights of the best
 
 Validate = Callable[[], tuple[float, dict[str, float]]]
 """Returns the loss and the metrics of the validation pairs."""
+Sample = Callable[[], dict[str, float]]
+"""Returns metrics of a sample of the validation queries."""
 
 
 @dataclass
@@ -52,6 +54,8 @@ class Progress:
     seconds: float = 0.0
     micro_batch_tokens: int | None = None
     """Maximum tokens of a forward pass: kept, so that a run that continues divides its batches in the same way."""
+    evaluating: float = 0.0
+    """Seconds that this process's evaluations took, which are no part of `seconds`."""
     stopped: bool = False
     unsaved: OutputError | None = None
     """Why the last checkpoint could not be written, if it could not."""
@@ -78,6 +82,7 @@ def fit(
     training_log: TrainingLog,
     *,
     validate: Validate,
+    sample: Sample | None = None,
     store: CheckpointStore | None = None,
     stop: threading.Event | None = None,
 ) -> Progress:
@@ -89,6 +94,7 @@ def fit(
         sampler: Says which pairs make which batch.
         training_log: Where progress is logged.
         validate: Called at the end of every epoch.
+        sample: Called `evals_per_epoch` times an epoch, but not at its end.
         store: Checkpoints; the newest is continued.
         stop: When this is set, the step is finished, a checkpoint written, and training ends.
 
@@ -109,17 +115,19 @@ def fit(
     began = time.perf_counter() - progress.seconds
     with training_log.running(progress.step), Ahead(make) as batches:
         while not progress.stopped:
-            if progress.step % sampler.steps_per_epoch == 0:
-                try:
+            try:
+                if progress.step % sampler.steps_per_epoch == 0:
                     began += _evaluate(trainer, sampler, progress, training_log, validate)
                     if _is_done(progress, sampler, config):
                         break
                     if config.hard_negatives:
                         progress.negatives = _mine(trainer, pairs, stop)
-                except StopRequestedError:  # a continued run does this first
-                    progress.stopped = True
-                    _save(store, trainer, progress, training_log)
-                    break
+                elif sample is not None:
+                    began += _sample(config, sampler, progress, training_log, sample)
+            except StopRequestedError:  # a continued run does this first
+                progress.stopped = True
+                _save(store, trainer, progress, training_log)
+                break
             in_epoch = (progress.step + 1) % sampler.steps_per_epoch > 0  # another epoch may have other negatives
             batch, parts = batches.take(progress.step, more=in_epoch)
             lr = learning_rate(progress.step, sampler.steps, config)
@@ -164,7 +172,27 @@ def _evaluate(
     training_log.evaluate(progress.step, sampler.epoch(progress.step), loss=loss, metrics=metrics)
     if trainer.config.best_epoch and trainer.config.epochs > 1:
         progress.best.offer(progress.step, metrics, trainer.weights)
-    return time.perf_counter() - began
+    return _evaluated(began, progress, training_log)
+
+
+def _sample(
+    config: TrainConfig, sampler: BatchSampler, progress: Progress, training_log: TrainingLog, sample: Sample
+) -> float:
+    """Measure the sample where a point of the curve is due and was not measured before; return the seconds it took."""
+    step, steps, points = progress.step % sampler.steps_per_epoch, sampler.steps_per_epoch, config.evals_per_epoch
+    if step * points // steps == (step - 1) * points // steps or training_log.sampled(progress.step):
+        return 0.0
+    began = time.perf_counter()
+    training_log.sample(progress.step, sampler.epoch(progress.step), sample())
+    return _evaluated(began, progress, training_log)
+
+
+def _evaluated(began: float, progress: Progress, training_log: TrainingLog) -> float:
+    """Count an evaluation that began then, and return the seconds that it took."""
+    seconds = time.perf_counter() - began
+    progress.evaluating += seconds
+    training_log.pause(seconds)
+    return seconds
 
 
 def _is_done(progress: Progress, sampler: BatchSampler, config: TrainConfig) -> bool:
