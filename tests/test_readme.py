@@ -101,9 +101,9 @@ def test_the_tables_are_those_of_the_results_files(name):
 def test_the_plan_is_what_the_code_prints():
     """Home Depot with the default; squares of lengths count for little there."""
     model = cost.ModelCost(frozen=10_616_832, adapters=663_552, attention=6 * 384, layers=6, width=384)
-    steps, evaluation = [cost.Tokens(1_177_624 // 573, 0)] * 573, cost.Tokens(2_450_144, 0)
+    steps, evaluation = [cost.Tokens(1_177_624 // 573, 0)] * 573, cost.Tokens(2_504_216, 0)
     times = {instance: cost.seconds(instance, model, steps, evaluation) for instance in INSTANCES}
-    assert prices(times, 111.2e12, cost.assumptions(model)) in read("docs/benchmarks.md")
+    assert prices(times, 112.4e12, cost.assumptions(model)) in read("docs/benchmarks.md")
 
 
 def test_the_t4_on_paper_is_what_the_code_prints():
