@@ -166,10 +166,14 @@ def test_several_instances_share_what_the_gpu_does_and_exchange_gradients(place)
     model, step = dataclasses.replace(MODEL, adapters=1_000_000), Tokens(1_000_000, 0)
     alone = cost.seconds(T4, model, [step] * 3, step)
     assert cost.seconds(T4, model, [step] * 3, step, 2) == pytest.approx(alone / 2 + 3 * 8e6 / cost.NETWORK)
+    four = dataclasses.replace(T4, gpus=4)
+    assert cost.seconds(four, model, [step] * 3, step) == pytest.approx(alone / 4)
+    assert cost.seconds(four, model, [step] * 3, step, 2) == pytest.approx(alone / 8 + 3 * 8e6 / cost.NETWORK)
     assert cost.dollars(T4, 3600, 2) == 2 * cost.dollars(T4, 3600)
     planned = lorry("plan", **place[1], instance_count=2)
     assert "2 instances share every step" in planned.output
-    assert re.search(r"^2 x ml\.g4dn\.xlarge  2 x T4", planned.output, re.MULTILINE)
+    assert re.search(r"^2 x ml\.g4dn\.xlarge +2 x T4", planned.output, re.MULTILINE)
+    assert re.search(r"^2 x ml\.g4dn\.12xlarge +8 x T4", planned.output, re.MULTILINE)
 
 
 def test_the_price_is_hours_times_the_hourly_price():

@@ -116,18 +116,19 @@ def seconds(instance: Instance, model: ModelCost, steps: Sequence[Tokens], evalu
         model: What is trained.
         steps: What each step encodes.
         evaluation: What is encoded beside the steps.
-        hosts: Instances that share every step.
+        hosts: Instances that share every step, each with all its GPUs.
     """
+    gpus = hosts * instance.gpus
     work = sum(
-        max(gpu_seconds(instance, model.training(step), model.training_bytes(step)) / hosts, model.host_seconds())
+        max(gpu_seconds(instance, model.training(step), model.training_bytes(step)) / gpus, model.host_seconds())
         for step in steps
     )
-    encoding = gpu_seconds(instance, model.encoding(evaluation), model.encoding_bytes(evaluation)) / hosts
+    encoding = gpu_seconds(instance, model.encoding(evaluation), model.encoding_bytes(evaluation)) / gpus
     return work + len(steps) * model.exchange_seconds(hosts) + encoding
 
 
 def gpu_seconds(instance: Instance, flop: float, moved: float) -> float:
-    """Return the seconds that a GPU is taken to need for the products' FLOP and for the bytes moved beside them."""
+    """Return the seconds that one GPU is taken to need for the products' FLOP and for the bytes moved beside them."""
     return flop / (instance.peak * PRODUCTS_REACH) + moved / (instance.bandwidth * MEMORY_REACH)
 
 
@@ -143,6 +144,7 @@ def assumptions(model: ModelCost, hosts: int = 1) -> list[str]:
     )
     return [
         *([shared] if hosts > 1 else []),
+        "several GPUs of an instance share every step, and add up their gradients in no time",
         f"Lorry was not timed on these GPUs: matrix products are taken to reach {PRODUCTS_REACH:.0%} of the dense "
         f"peak, all else {MEMORY_REACH:.0%} of the memory's bandwidth",
         f"the host gives out a step in {1000 * model.host_seconds():.0f} ms, and no step takes less",

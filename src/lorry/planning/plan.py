@@ -65,7 +65,7 @@ def plan(config: TrainConfig, instances: int = 1) -> str:
     times = {instance: cost.seconds(instance, model, per_step, evaluation, instances) for instance in INSTANCES}
     assumed = cost.assumptions(model, instances)
     for instance in INSTANCES:
-        if instances == 1 and instance.gpu == facts["device"].split()[-1]:
+        if instances == instance.gpus == 1 and instance.gpu == facts["device"].split()[-1]:
             times[instance] = sum(seconds)
             assumed.append(f"but the time on the {instance.gpu} is what was seen here")
     return "\n".join(
@@ -128,17 +128,21 @@ def count_evaluation(setup: TrainingSetup) -> Tokens:
 
 def prices(times: Mapping[Instance, float], flop: float, assumed: Sequence[str], instances: int = 1) -> str:
     """Return the table of instances for a job of `flop` operations that takes so many seconds, and what it assumes."""
-    many = f"{instances} x " if instances > 1 else ""
     rows = [("instance", "GPU", "time", "share of peak", "cost")]
     for instance, seconds in times.items():
-        share = flop / (seconds * instance.peak * instances)
+        gpus = instances * instance.gpus
+        share = flop / (seconds * instance.peak * gpus)
         peak = f"{share:.0%} of {instance.peak / 1e12:.0f} TFLOP/s {instance.precision}"
         whole = duration(seconds + 60 * cost.STARTUP_MINUTES)
         price = f"${cost.dollars(instance, seconds, instances):.2f}"
-        rows.append((many + instance.name, many + instance.gpu, whole, peak, price))
+        rows.append((_many(instances) + instance.name, _many(gpus) + instance.gpu, whole, peak, price))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return "\n".join([*lines, "assumed:", *(f"- {line}" for line in assumed)])
+
+
+def _many(count: int) -> str:
+    return f"{count} x " if count > 1 else ""
 
 
 def _time_steps(setup: TrainingSetup, per_step: Sequence[Tokens]) -> float:
