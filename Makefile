@@ -51,8 +51,9 @@ train: setup
 	$(BIN)/lorry train --pretrained_model bundled --train runs/sample/data/train --batch_size 32 --epochs 1 \
 	  --model_dir runs/sample/model --output_data_dir runs/sample/output
 
+# A process per core, as many as four; a file's tests stay together, for they share what they have prepared.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
