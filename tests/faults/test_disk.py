@@ -96,7 +96,7 @@ def test_a_stop_with_no_room_for_the_model_leaves_the_adapter_and_the_log(size, 
         assert "No space left" in last_line(run)
         assert f"the trained adapter is in {run.output / 'adapter'}" in last_line(run)
     assert (run.output / "adapter" / "adapter_model.safetensors").is_file()
-    assert len((run.output / "training.jsonl").read_text().splitlines()) == 3
+    assert (run.output / "training.jsonl").read_text().count('"loss"') == 3
 
 
 def test_pairs_on_a_disk_that_cannot_be_written_are_read(tmp_path, recipe, weights):
