@@ -372,10 +372,13 @@ def test_mistakes_in_evaluation_are_one_line_each(tmp_path, tiny_model):
         ({"data": tmp_path / "nowhere"}, ["nowhere"]),
         ({"model": "nobody/nothing"}, ["nobody/nothing"]),
         ({"output": tmp_path}, ["--output"]),
-        ({"output": data / "pairs.csv"}, ["pairs.csv exists and holds no metrics", "--output"]),
-        ({"output": model / "config.json"}, ["config.json exists and holds no metrics", "--output"]),
+        ({"output": data / "pairs.csv"}, ["pairs.csv exists and was not written by Lorry", "--output"]),
+        ({"output": model / "config.json"}, ["config.json exists and was not written by Lorry", "--output"]),
         ({"output": data / "pairs.csv" / "metrics.json"}, ["cannot be written", "--output"]),
-        *(({"output": path}, [f"{path.name} exists and holds no metrics", "--output"]) for path in saved(tmp_path)),
+        *(
+            ({"output": path}, [f"{path.name} exists and was not written by Lorry", "--output"])
+            for path in saved(tmp_path)
+        ),
     ]
     before = {path: path.read_bytes() for path in files(tmp_path)}
     for options, says in mistakes:

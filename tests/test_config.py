@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from lorry.config import TrainConfig, add_options, as_dict, from_strings
+from lorry.config import TrainConfig
 from lorry.errors import UserError
 from lorry.loss_sum import LOSSES, dims_of, loss_terms
+from lorry.options import add_options, as_dict, from_strings
 
 FIELDS = {item.name: item for item in dataclasses.fields(TrainConfig)}
 

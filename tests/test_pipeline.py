@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from command import lorry
 from lorry.aws.submit import METRIC_DEFINITIONS
-from lorry.config import TrainConfig, as_dict
+from lorry.config import TrainConfig
 from lorry.data import synthetic
 from lorry.names import OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
+from lorry.options import as_dict
 
 DATA = Path(os.environ.get("LORRY_DATA", Path(__file__).parents[1] / "../shared/data"))
 METRICS = (

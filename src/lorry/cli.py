@@ -19,21 +19,14 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from lorry.config import (
-    CONTAINER_PATHS,
-    JobOptions,
-    PairOptions,
-    ProviderOptions,
-    TrainConfig,
-    add_options,
-    from_strings,
-)
+from lorry.config import CONTAINER_PATHS, JobOptions, PairOptions, ProviderOptions, TrainConfig
 from lorry.distributed.place import is_rank
 from lorry.errors import UserError, nearest
 from lorry.evaluation.gate import read_requirements
 from lorry.hardware import keep_freed_memory, let_waiting_threads_sleep
 from lorry.launch import start
 from lorry.logs import OutputClosedError, configure_logging, give_up_output
+from lorry.options import add_options, from_strings
 from lorry.signals import stop_on_signals
 
 log = logging.getLogger("lorry")

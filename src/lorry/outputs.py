@@ -75,13 +75,7 @@ def check_results(folder: Path) -> None:
     Raises:
         UserError: There is a file of somebody else's under the name of one of ours.
     """
-    results = {
-        "metrics.json": _are_metrics,
-        "training.jsonl": _is_log,
-        "report.html": _is_report,
-        "report.json": _is_stored,
-    }
-    for name, is_ours in results.items():
+    for name, is_ours in _RESULTS.items():
         if (folder / name).exists() and not _holds(folder / name, is_ours):
             raise UserError(
                 f"{folder / name} exists and was not written by Lorry",
@@ -89,14 +83,21 @@ def check_results(folder: Path) -> None:
             )
 
 
-def holds_metrics(path: Path) -> bool:
-    """Return whether a file holds metrics as Lorry writes them."""
-    return _holds(path, _are_metrics)
+def check_output_file(path: Path, kind: str) -> None:
+    """Check that a result can be written to `path` and replaces nothing but an earlier one.
 
+    Args:
+        path: What --output names.
+        kind: Name of such a result in a run's folder: metrics.json, report.html.
 
-def holds_report(path: Path) -> bool:
-    """Return whether a file is a page as Lorry writes them."""
-    return _holds(path, _is_report)
+    Raises:
+        UserError: It cannot, or it would replace a file of somebody else's.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", f"Give a file as --output, e.g. {kind}.")
+    check_writable(path.parent, "--output")
+    if path.exists() and not _holds(path, _RESULTS[kind]):
+        raise UserError(f"{path} exists and was not written by Lorry", "Give another file as --output.")
 
 
 def _holds(path: Path, is_ours: Callable[[str], bool]) -> bool:
@@ -122,6 +123,14 @@ def _is_report(text: str) -> bool:
 
 def _is_stored(text: str) -> bool:
     return bool({"format", "command", "fingerprints"} <= json.loads(text).keys())
+
+
+_RESULTS = {
+    "metrics.json": _are_metrics,
+    "training.jsonl": _is_log,
+    "report.html": _is_report,
+    "report.json": _is_stored,
+}
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from lorry.config import TrainConfig, as_dict
+from lorry.config import TrainConfig
 from lorry.distributed.ranks import ALONE, Ranks
 from lorry.evaluation.gate import PROBE_METRICS, check_measurable, read_requirements
 from lorry.evaluation.held_out import score_split
@@ -19,6 +19,7 @@ from lorry.evaluation.scoring import measurable
 from lorry.evaluation.validation_sample import ValidationSample, sample_validation
 from lorry.finishing import finish, leave_unfinished, trainable_weights
 from lorry.model_folder import check_model_dir, recover
+from lorry.options import as_dict
 from lorry.outputs import check_apart, check_results, check_space, claimed
 from lorry.run_info import RunInfo
 from lorry.signals import Stop, StopRequestedError

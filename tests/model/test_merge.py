@@ -11,13 +11,14 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from lorry import pipeline
-from lorry.config import TrainConfig, from_strings
+from lorry.config import TrainConfig
 from lorry.errors import UserError
 from lorry.model import merge as merge_module
 from lorry.model.encoder import Encoder
 from lorry.model.merge import DOCUMENT_MODEL, MergeError, export, merge
 from lorry.model.packing import TokenSequences
 from lorry.model.pretrained import find_pretrained
+from lorry.options import from_strings
 
 CPU = torch.device("cpu")
 PROMISED = {

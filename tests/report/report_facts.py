@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from lorry.config import TrainConfig, as_dict
+from lorry.config import TrainConfig
 from lorry.data.health import Health, Overlap
 from lorry.evaluation.intervals import Change
 from lorry.names import METRICS
+from lorry.options import as_dict
 from lorry.report.changes import QueryChange
 from lorry.report.facts import ReportFacts
 from lorry.report.similarities import spread_by_label

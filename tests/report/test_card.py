@@ -8,8 +8,9 @@ from huggingface_hub.repocard import metadata_load
 from huggingface_hub.utils import validate_repo_id
 from report_facts import block, make_facts, overlapping
 
-from lorry.config import TrainConfig, as_dict
+from lorry.config import TrainConfig
 from lorry.names import METRICS
+from lorry.options import as_dict
 from lorry.report.card import write_model_card, write_unfinished_card
 
 TAGS = ["sentence-transformers", "sentence-similarity", "feature-extraction", "dense", "lora", "product-search"]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from report_facts import NO_CHARTS, make_facts, overlapping, with_evidence
 
-from lorry.config import TrainConfig, as_dict
+from lorry.config import TrainConfig
 from lorry.data.health import Health
 from lorry.evaluation.metrics import evaluate
 from lorry.names import METRICS
+from lorry.options import as_dict
 from lorry.outputs import OutputError
 from lorry.report.changes import QueryChange
 from lorry.report.page import write_report

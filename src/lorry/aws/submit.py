@@ -12,9 +12,10 @@ from botocore.exceptions import ClientError
 
 from lorry.aws.s3 import files_in, split_uri, upload
 from lorry.aws.session import client, code, errors, session
-from lorry.config import CONTAINER_PATHS, JobOptions, TrainConfig, from_strings
+from lorry.config import CONTAINER_PATHS, JobOptions, TrainConfig
 from lorry.errors import UserError
 from lorry.names import CHANNELS, METRICS, SPLITS
+from lorry.options import from_strings
 
 log = logging.getLogger("lorry")
 

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorry.config import TrainConfig, add_options, from_strings
+from lorry.config import TrainConfig
 from lorry.container.channels import find_model, missing_pairs, read_channels
 from lorry.container.contract import in_script_mode, read_config
 from lorry.errors import UserError
+from lorry.options import add_options, from_strings
 
 log = logging.getLogger("lorry")
 

@@ -26,7 +26,7 @@ from lorry.model.merge import DOCUMENT_MODEL
 from lorry.model.pretrained import PretrainedModel, find_pretrained
 from lorry.model.tokens import tokenize
 from lorry.names import METRICS
-from lorry.outputs import check_writable, holds_metrics, write_json
+from lorry.outputs import check_output_file, write_json
 from lorry.providers.remote_models import RemoteModels
 
 log = logging.getLogger("lorry")
@@ -50,7 +50,7 @@ def compare_models(
             model does not meet the requirements: then the file is written all the same.
     """
     requirements = _requirements(config.require, models)
-    _check_output(output)
+    check_output_file(output, "metrics.json")  # pairs may be JSON files too
     accelerator, precision = make_accelerator(config.precision)
     remote = RemoteModels(models, providers or ProviderOptions(), config.max_length)
     bases = {name: find_pretrained(name, config.max_length) for name in models if name not in remote}
@@ -140,15 +140,6 @@ def _requirements(text: str, models: list[str]) -> list[Requirement]:
                 f"Give the base model first: --model BASE --model {models[0]}.",
             )
     return requirements
-
-
-def _check_output(path: Path) -> None:
-    """Refuse to write over anything but an earlier result: pairs may be JSON files too."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder", "Give a file as --output, e.g. metrics.json.")
-    check_writable(path.parent, "--output")
-    if path.exists() and not holds_metrics(path):
-        raise UserError(f"{path} exists and holds no metrics", "Give another file as --output.")
 
 
 def _search_table(split: str, block: dict[str, Any]) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lorry.config import LONGEST
 from lorry.errors import UserError, nearest
 from lorry.names import METRICS, OFFICIAL_NDCG, OFFICIAL_WHOLE_NDCG
+from lorry.options import LONGEST
 
 NAMED_SPLITS = ("validation", "test", "probe")
 PROBE_METRICS = ("spearman",)

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from lorry.config import TrainConfig, as_dict
+from lorry.config import TrainConfig
+from lorry.options import as_dict
 
 PACKAGES = ("lorry", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from lorry.config import as_dict
 from lorry.data.pairs import Pairs
 from lorry.evaluation.catalogue import Catalogue
 from lorry.evaluation.evidence import Evidence
@@ -23,6 +22,7 @@ from lorry.evaluation.scoring import SplitScores, baselines, official_scorer_gai
 from lorry.evaluation.search import bm25_search, compare_searches
 from lorry.evaluation.slices import slices
 from lorry.evaluation.threshold import fit_calibration, measure_calibration
+from lorry.options import as_dict
 from lorry.report.changes import query_changes
 from lorry.report.facts import ReportFacts
 from lorry.report.provenance import environment

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from lorry.errors import UserError
 from lorry.evaluation.intervals import Change
-from lorry.outputs import check_writable, holds_report, write_text
+from lorry.outputs import check_output_file, write_text
 from lorry.report.evidence_charts import interval_chart
 from lorry.report.facts import METRIC_TITLES, ReportFacts
 from lorry.report.page import write_report
@@ -35,21 +35,12 @@ def report(folders: Sequence[str], output: str = "") -> Path:
     facts = [load_facts(Path(folder)) for folder in folders]
     default = Path(folders[0]) / "report.html" if len(folders) == 1 else Path(COMPARISON)
     path = Path(output) if output else default
-    _check_output(path)
+    check_output_file(path, "report.html")
     if len(folders) == 1:
         write_report(path, facts[0])
     else:
         write_text(path, comparison_page(dict(zip(_names(folders), facts, strict=True))))
     return path
-
-
-def _check_output(path: Path) -> None:
-    """Refuse to write over anything but an earlier page."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder", "Give a file as --output, e.g. report.html.")
-    check_writable(path.parent, "--output")
-    if path.exists() and not holds_report(path):
-        raise UserError(f"{path} exists and was not written by Lorry", "Give another file as --output.")
 
 
 def _names(folders: Sequence[str]) -> list[str]:

@@ -23,8 +23,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorry.config import TrainConfig, as_dict
+from lorry.config import TrainConfig
 from lorry.errors import UserError
+from lorry.options import as_dict
 from lorry.outputs import writing
 
 log = logging.getLogger("lorry")
